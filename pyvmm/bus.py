@@ -1,0 +1,124 @@
+"""The bus: which device answers at which port or guest-physical address. The only dispatcher there is.
+
+Imports errors alone. A VM has two, one for ports (PIO, 64 KiB) and one for memory-mapped registers (MMIO). An access
+must lie wholly inside one attached range; anything else is unclaimed: reads give all ones, as a floating PC bus
+does, writes vanish, and both are counted.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from pyvmm.errors import BusConflictError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from threading import Lock
+    from typing import Protocol
+
+    class BusDevice(Protocol):
+        """What the bus asks of a device. `lock` is held around every call; neither call may block or raise."""
+
+        @property
+        def name(self) -> str: ...
+
+        @property
+        def lock(self) -> Lock: ...
+
+        def read(self, offset: int, size: int) -> int:
+            """The value (below 256**size) of `size` bytes, 1, 2, 4 or 8, at `offset` from the range's base."""
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            """Store `value`, `size` bytes wide, at `offset` from the range's base."""
+
+
+PORTS = 1 << 16
+"""Size of the I/O address space (Intel SDM volume 1, 19.3)."""
+
+# Where one attached range starts, where it ends (exclusive), and who answers.
+Range = tuple[int, int, "BusDevice"]
+
+
+class Bus:
+    """Dispatches accesses to the devices attached. Attach and detach while no vCPU runs; accesses from any thread."""
+
+    __slots__ = ("_bases", "_near", "_ranges", "limit", "name", "unclaimed_reads", "unclaimed_writes")
+
+    def __init__(self, name: str, limit: int) -> None:
+        """A bus called `name` in messages, with addresses from 0 up to but excluding `limit`."""
+        self.name = name
+        self.limit = limit
+        self.unclaimed_reads = 0
+        self.unclaimed_writes = 0
+        self._bases: list[int] = []
+        self._ranges: list[Range] = []
+        # Addresses seen before, with their range: a dict hit costs a third of a search.
+        self._near: dict[int, Range] = {}
+
+    def attach(self, base: int, length: int, device: BusDevice) -> None:
+        """Let `device` answer for `length` bytes from `base`.
+
+        Raises BusConflictError on an empty range, one beyond the bus, or one that overlaps another.
+        """
+        end = base + length
+        if length <= 0 or base < 0 or end > self.limit:
+            raise BusConflictError(f"{device.name}: {base:#x}+{length:#x} does not fit the {self.name} bus")
+        at = bisect_right(self._bases, base)
+        for start, stop, other in self._ranges[max(at - 1, 0) : at + 1]:
+            if base < stop and start < end:
+                raise BusConflictError(
+                    f"{device.name} at {base:#x}-{end - 1:#x} overlaps {other.name} at {start:#x}-{stop - 1:#x} "
+                    f"on the {self.name} bus"
+                )
+        self._bases.insert(at, base)
+        self._ranges.insert(at, (base, end, device))
+        self._near.clear()
+
+    def detach(self, base: int) -> None:
+        """Remove the range that starts at `base`; KeyError if none does."""
+        at = bisect_right(self._bases, base) - 1
+        if at < 0 or self._bases[at] != base:
+            raise KeyError(f"nothing is attached at {base:#x} on the {self.name} bus")
+        del self._bases[at], self._ranges[at]
+        self._near.clear()
+
+    def ranges(self) -> Iterator[tuple[int, int, BusDevice]]:
+        """All attached ranges as (base, length, device), by address."""
+        for base, end, device in self._ranges:
+            yield base, end - base, device
+
+    def find(self, address: int, size: int) -> Range | None:
+        """The range (base, end, device) that holds all `size` bytes at `address`, or None."""
+        found = self._near.get(address)
+        if found is None:
+            at = bisect_right(self._bases, address) - 1
+            if at < 0:
+                return None
+            found = self._ranges[at]
+            if address >= found[1]:
+                return None
+            # A guest chooses the addresses: without a bound it would choose how much memory this takes.
+            if len(self._near) < 4096:
+                self._near[address] = found
+        return found if address + size <= found[1] else None
+
+    def read(self, address: int, size: int) -> int:
+        """What a guest reads: `size` bytes (1, 2, 4 or 8) at `address`, all ones where nobody answers."""
+        found = self.find(address, size)
+        if found is None:
+            self.unclaimed_reads += 1
+            return (1 << (size * 8)) - 1
+        device = found[2]
+        with device.lock:
+            return device.read(address - found[0], size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        """What a guest writes: `size` bytes (1, 2, 4 or 8) at `address`."""
+        found = self.find(address, size)
+        if found is None:
+            self.unclaimed_writes += 1
+            return
+        device = found[2]
+        with device.lock:
+            device.write(address - found[0], size, value)

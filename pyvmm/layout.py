@@ -1,0 +1,90 @@
+"""The guest-physical map: every address that pyvmm chooses, each with its reason.
+
+Imports nothing. All numbers are guest-physical addresses and byte lengths.
+
+    0x0000_0000  real-mode interrupt vectors and BIOS data area, left to the guest (zero)
+    0x0000_0500  GDT                              } what a boot protocol hands to the guest before its
+    0x0000_0600  PVH start info, module list      } first instruction; between the BIOS data area and
+    0x0000_0800  multiboot information            } 0x7c00, so that a flat image there is untouched
+    0x0000_1000  boot page tables: PML4, PDPT, 4 PDs (6 pages, to 0x7000)
+    0x0000_7000  boot stack, growing down from 0x7c00 (a BIOS leaves it there too)
+    0x0000_7c00  flat image in real mode
+    0x0002_0000  kernel command line
+    0x0009_fc00  EBDA, reserved in every memory map
+    0x000a_0000  VGA and option ROM hole, reserved in every memory map; RAM lies below it all the same
+    0x0010_0000  flat image in protected and long mode; where ELF kernels usually load themselves
+    0xc000_0000  end of low RAM: the 32-bit hole, devices and interrupt controllers
+    0x1_0000_0000  RAM again
+"""
+
+from __future__ import annotations
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+PAGE = 4096
+
+MIN_RAM = 1 * MIB
+"""Below this not even the memory map of a PC fits."""
+MAX_RAM = 1 << 46
+"""64 TiB, the physical address space that every KVM host with 5-level paging off can back (SDM volume 3A, 4.1.4)."""
+
+# --- Below 1 MiB -----------------------------------------------------------------------------------------------
+BIOS_DATA_AREA = 0x400
+EBDA_SEGMENT_WORD = 0x40E
+"""BIOS data area word with the EBDA's segment; Linux and others look here for the end of low memory."""
+BOOT_GDT = 0x500
+PVH_START_INFO = 0x600
+MULTIBOOT_INFO = 0x800
+MULTIBOOT_INFO_END = BOOT_PAGE_TABLES = 0x1000
+BOOT_PAGE_TABLES_END = 0x7000
+BOOT_STACK_TOP = 0x7C00
+FLAT_REAL_LOAD = 0x7C00
+"""Where a BIOS puts a boot sector (and where everybody expects one)."""
+COMMAND_LINE = 0x20000
+COMMAND_LINE_SIZE = 0x10000
+"""64 KiB at most with the terminating NUL: more than any of the protocols asks for."""
+EBDA = 0x9FC00
+"""The usual place of the EBDA, 1 KiB below 640 KiB: Linux scans its first KiB for an MP table."""
+LOW_RAM_END = 0xA0000
+HIGH_MEMORY = 0x100000
+FLAT_LOAD = HIGH_MEMORY
+
+# --- The 32-bit hole -------------------------------------------------------------------------------------------
+HOLE_START = 0xC0000000
+"""RAM beyond 3 GiB continues above 4 GiB; a quarter of the 32-bit space is left for devices."""
+HOLE_END = 1 << 32
+IOAPIC = 0xFEC00000
+"""Where KVM's in-kernel IOAPIC answers (Intel 82093AA data sheet, 3.0)."""
+LAPIC = 0xFEE00000
+"""Where KVM's in-kernel LAPIC answers after reset (SDM volume 3A, 11.4.1)."""
+KVM_IDENTITY_MAP = 0xFFFBC000
+"""One page for Intel hosts without unrestricted guest (KVM API, 4.64). Just below the TSS pages."""
+KVM_TSS = 0xFFFBD000
+"""Three pages for Intel hosts without unrestricted guest (KVM API, 4.35). Ends below a 256 KiB ROM at 4 GiB."""
+
+# --- Ports -----------------------------------------------------------------------------------------------------
+SERIAL_PORT = 0x3F8
+SERIAL_IRQ = 4
+"""COM1 of the PC/AT."""
+CMOS_PORT = 0x70
+RTC_IRQ = 8
+I8042_DATA_PORT = 0x60
+I8042_COMMAND_PORT = 0x64
+PORT_92 = 0x92
+RESET_CONTROL_PORT = 0xCF9
+DEBUG_EXIT_PORT = 0xF4
+"""Where other VMMs put their debug-exit device by convention; 4 bytes wide at most."""
+DEBUG_CONSOLE_PORT = 0xE9
+"""Debug console of Bochs."""
+FIRMWARE_DEBUG_PORT = 0x402
+"""Debug console of SeaBIOS and OVMF."""
+
+
+def ram_ranges(size: int) -> list[tuple[int, int]]:
+    """Where `size` bytes of RAM lie, as (gpa, length): up to 3 GiB from 0, the rest from 4 GiB."""
+    low = min(size, HOLE_START)
+    ranges = [(0, low)]
+    if size > low:
+        ranges.append((HOLE_END, size - low))
+    return ranges

@@ -1,0 +1,180 @@
+"""Guest RAM: every access the VMM makes to it, bounds-checked.
+
+Imports errors alone. RAM is one or more regions of guest-physical address space; an access lies wholly inside one
+region or raises GuestMemoryError. Slices of a memoryview clamp and wrap silently, so bounds are always judged here,
+in numbers, before one is taken.
+"""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_right
+from struct import Struct
+
+from pyvmm.errors import GuestMemoryError, PyvmmError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from typing_extensions import Buffer
+
+_U16, _U32, _U64 = Struct("<H"), Struct("<I"), Struct("<Q")
+
+MAP_NORESERVE = 0x4000
+"""asm-generic/mman-common.h; Python's mmap module has no name for it in 3.11."""
+HUGE_PAGE = 2 << 20
+
+BACKINGS = ("anonymous", "memfd")
+
+
+class Region:
+    """One stretch of guest RAM: `length` bytes from guest-physical `gpa`, in KVM memory slot `slot`.
+
+    `view` is the host's writable memory behind it. `fd` is the memfd that other processes map, or -1.
+    """
+
+    __slots__ = ("_map", "fd", "gpa", "length", "slot", "view")
+
+    def __init__(self, gpa: int, length: int, slot: int, backing: str) -> None:
+        self.gpa = gpa
+        self.length = length
+        self.slot = slot
+        self.fd = -1
+        if backing == "memfd":
+            # Imported for the rare backing alone: os is loaded anyway.
+            import os
+
+            self.fd = os.memfd_create(f"pyvmm-ram{slot}", os.MFD_CLOEXEC)
+            try:
+                os.ftruncate(self.fd, length)
+                self._map = mmap.mmap(self.fd, length, mmap.MAP_SHARED | MAP_NORESERVE)
+            except BaseException:
+                os.close(self.fd)
+                raise
+            self.view = memoryview(self._map)
+        else:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+            self._map = mmap.mmap(-1, length, flags)
+            if length >= HUGE_PAGE:
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+            self.view = memoryview(self._map)
+        # A child that the program forks has no business with the guest's RAM, and copying its page tables costs.
+        self._map.madvise(mmap.MADV_DONTFORK)
+
+    def close(self) -> None:
+        """Unmap. A second call does nothing; BufferError while somebody still borrows the memory."""
+        self.view.release()
+        self._map.close()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            import os
+
+            os.close(fd)
+
+
+class GuestMemory:
+    """The RAM of one VM. All addresses are guest-physical, all lengths in bytes, all integers little-endian."""
+
+    __slots__ = ("_bases", "regions", "size")
+
+    def __init__(self, regions: Iterable[Region]) -> None:
+        self.regions = tuple(sorted(regions, key=lambda region: region.gpa))
+        self.size = sum(region.length for region in self.regions)
+        self._bases = [region.gpa for region in self.regions]
+
+    @classmethod
+    def allocate(cls, ranges: Iterable[tuple[int, int]], backing: str = "anonymous") -> GuestMemory:
+        """Map RAM for `ranges` of (gpa, length), untouched and unreserved: pages cost when the guest uses them.
+
+        `backing` is "anonymous" (with huge-page advice) or "memfd" (shared, for back-ends in other processes).
+        Raises UsageError on another one, PyvmmError when the host will not map so much.
+        """
+        if backing not in BACKINGS:
+            raise UsageError(f"unknown RAM backing {backing!r} (expected {' or '.join(BACKINGS)})")
+        regions: list[Region] = []
+        try:
+            for slot, (gpa, length) in enumerate(ranges):
+                regions.append(Region(gpa, length, slot, backing))
+        except (OSError, ValueError, OverflowError) as error:
+            for region in regions:
+                region.close()
+            raise PyvmmError(f"cannot map {length >> 20} MiB of guest RAM: {error}") from error
+        return cls(regions)
+
+    def contains(self, gpa: int, length: int) -> bool:
+        """Whether `length` bytes at `gpa` lie wholly in one region."""
+        at = bisect_right(self._bases, gpa) - 1
+        if at < 0 or length < 0:
+            return False
+        region = self.regions[at]
+        return gpa + length <= region.gpa + region.length
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """The memory itself, writable, `length` bytes from `gpa`. Release it before the VM is closed."""
+        at = bisect_right(self._bases, gpa) - 1
+        if at >= 0 and length >= 0:
+            region = self.regions[at]
+            start = gpa - region.gpa
+            if start + length <= region.length:
+                return region.view[start : start + length]
+        raise GuestMemoryError(gpa, length)
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """A copy of `length` bytes from `gpa`."""
+        return bytes(self.view(gpa, length))
+
+    def write(self, gpa: int, data: Buffer) -> None:
+        """Copy `data` to `gpa`."""
+        with memoryview(data) as source:
+            length = source.nbytes
+            with source.cast("B") as flat, self.view(gpa, length) as target:
+                target[:] = flat
+
+    def fill(self, gpa: int, length: int, byte: int = 0) -> None:
+        """Set `length` bytes from `gpa` to `byte` (0 to 255)."""
+        with self.view(gpa, length) as target:
+            step = min(length, 1 << 20)
+            block = bytes([byte]) * step
+            for start in range(0, length, step or 1):
+                end = min(start + step, length)
+                target[start:end] = block[: end - start]
+
+    def read_u8(self, gpa: int) -> int:
+        """One byte at `gpa`."""
+        return self.view(gpa, 1)[0]
+
+    def read_u16(self, gpa: int) -> int:
+        """Two bytes at `gpa`."""
+        return int(_U16.unpack(self.view(gpa, 2))[0])
+
+    def read_u32(self, gpa: int) -> int:
+        """Four bytes at `gpa`."""
+        return int(_U32.unpack(self.view(gpa, 4))[0])
+
+    def read_u64(self, gpa: int) -> int:
+        """Eight bytes at `gpa`."""
+        return int(_U64.unpack(self.view(gpa, 8))[0])
+
+    # pack_into() writes zeroes before the value, which a running vCPU can see; assigning packed bytes does not.
+
+    def write_u8(self, gpa: int, value: int) -> None:
+        """Store one byte (0 to 255) at `gpa`."""
+        self.view(gpa, 1)[0] = value
+
+    def write_u16(self, gpa: int, value: int) -> None:
+        """Store two bytes at `gpa`."""
+        self.view(gpa, 2)[:] = _U16.pack(value)
+
+    def write_u32(self, gpa: int, value: int) -> None:
+        """Store four bytes at `gpa`."""
+        self.view(gpa, 4)[:] = _U32.pack(value)
+
+    def write_u64(self, gpa: int, value: int) -> None:
+        """Store eight bytes at `gpa`."""
+        self.view(gpa, 8)[:] = _U64.pack(value)
+
+    def close(self) -> None:
+        """Give the memory back to the host. Raises BufferError while a view of it is still held."""
+        for region in self.regions:
+            region.close()
