@@ -122,3 +122,12 @@ class Bus:
         device = found[2]
         with device.lock:
             device.write(address - found[0], size, value)
+
+    def read_string(self, port: int, size: int, count: int) -> bytes:
+        """String input (INS): `count` reads of `size` bytes, all of the same port (SDM volume 2A, INS)."""
+        return b"".join(self.read(port, size).to_bytes(size, "little") for _ in range(count))
+
+    def write_string(self, port: int, size: int, data: bytes) -> None:
+        """String output (OUTS): `data` in pieces of `size` bytes, all to the same port (SDM volume 2B, OUTS)."""
+        for start in range(0, len(data), size):
+            self.write(port, size, int.from_bytes(data[start : start + size], "little"))

@@ -1,0 +1,160 @@
+"""What a VM is made of, and how sizes and times are written.
+
+Imports errors and layout. A `VmConfig` is plain data, checked when it is made; nothing is opened or created for it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm import layout
+from pyvmm.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SIZE_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
+_TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+KERNEL_FORMATS = ("auto", "flat", "elf", "multiboot", "pvh")
+FLAT_MODES = ("real", "protected", "long")
+MAX_CPUS = 255
+"""xAPIC identifiers are 8 bits and 0xff is the broadcast (Intel SDM volume 3A, 11.4.6)."""
+DEFAULT_MEMORY = 128 << 20
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `512M`, `1G`, `64K` (powers of 1024; an optional B or iB follows) or a bare number of MiB.
+
+    Raises UsageError on anything else.
+    """
+    digits = text.strip().upper().removesuffix("B").removesuffix("I")
+    shift = 20
+    if digits and digits[-1] in _SIZE_UNITS:
+        shift = _SIZE_UNITS[digits[-1]]
+        digits = digits[:-1]
+    if not (digits.isascii() and digits.isdigit()):
+        raise UsageError(f"{text!r} is not a size (expected for example 512M, 1G or a number of MiB)")
+    return int(digits) << shift
+
+
+def format_size(size: int) -> str:
+    """`size` bytes in the largest unit that divides it: 536870912 is 512M."""
+    for unit in ("T", "G", "M", "K"):
+        shift = _SIZE_UNITS[unit]
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return f"{size} bytes"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `30s`, `500ms`, `2m`, `1h` or a bare number of seconds. Raises UsageError on anything else."""
+    number, scale = text.strip(), 1.0
+    for unit in sorted(_TIME_UNITS, key=len, reverse=True):
+        if number.endswith(unit):
+            number, scale = number[: -len(unit)], _TIME_UNITS[unit]
+            break
+    if not (number.isascii() and number.replace(".", "", 1).isdigit()):
+        raise UsageError(f"{text!r} is not a duration (expected for example 30s, 500ms or 2m)")
+    seconds = float(number) * scale
+    if seconds <= 0:
+        raise UsageError(f"{text!r}: a time limit must be longer than nothing")
+    return seconds
+
+
+def parse_address(text: str) -> int:
+    """A guest-physical address from hexadecimal (0x...) or decimal. Raises UsageError on anything else."""
+    try:
+        address = int(text, 0)
+    except ValueError:
+        address = -1
+    if address < 0:
+        raise UsageError(f"{text!r} is not an address (expected for example 0x100000)")
+    return address
+
+
+class VmConfig:
+    """The parts of one VM.
+
+    kernel           path of what is booted
+    kernel_format    "auto" (by content) or one of KERNEL_FORMATS
+    flat_mode        for flat binaries: "real", "protected" or "long"; None is real mode
+    load_addr        for flat binaries: gpa of the first byte; None is the mode's usual place
+    initrd           path of an initial RAM disk or first module, or None
+    append           command line given to the kernel
+    mem              bytes of RAM, a multiple of 4 KiB (a string is read by `parse_size`)
+    cpus             number of vCPUs, 1 to 255
+    cpu              CPU features: "host", then ",+name" or ",-name"
+    timeout          seconds after which the run is ended with status 124, or None (a string: `parse_duration`)
+    memory_backing   one of pyvmm.memory.BACKINGS
+    switch_interval  seconds for sys.setswitchinterval() while VMs run, or None to leave it alone
+
+    Raises UsageError, which names the field.
+    """
+
+    __slots__ = (
+        "append",
+        "cpu",
+        "cpus",
+        "flat_mode",
+        "initrd",
+        "kernel",
+        "kernel_format",
+        "load_addr",
+        "mem",
+        "memory_backing",
+        "switch_interval",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        kernel: str | os.PathLike[str],
+        *,
+        kernel_format: str = "auto",
+        flat_mode: str | None = None,
+        load_addr: int | None = None,
+        initrd: str | os.PathLike[str] | None = None,
+        append: str = "",
+        mem: int | str = DEFAULT_MEMORY,
+        cpus: int = 1,
+        cpu: str = "host",
+        timeout: float | str | None = None,
+        memory_backing: str = "anonymous",
+        switch_interval: float | None = 50e-6,
+    ) -> None:
+        self.kernel = os.fspath(kernel)
+        self.kernel_format = _one_of("kernel format", kernel_format, KERNEL_FORMATS)
+        self.flat_mode = None if flat_mode is None else _one_of("flat mode", flat_mode, FLAT_MODES)
+        self.load_addr = load_addr
+        self.initrd = None if initrd is None else os.fspath(initrd)
+        self.append = append
+        self.mem = parse_size(mem) if isinstance(mem, str) else mem
+        self.cpus = cpus
+        self.cpu = cpu
+        self.timeout = parse_duration(timeout) if isinstance(timeout, str) else timeout
+        self.memory_backing = memory_backing
+        self.switch_interval = switch_interval
+        self._check()
+
+    def _check(self) -> None:
+        if not layout.MIN_RAM <= self.mem <= layout.MAX_RAM:
+            raise UsageError(
+                f"memory of {format_size(self.mem)}: expected {format_size(layout.MIN_RAM)} "
+                f"to {format_size(layout.MAX_RAM)}"
+            )
+        if self.mem % layout.PAGE:
+            raise UsageError(f"memory of {self.mem} bytes: expected a multiple of {layout.PAGE}")
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise UsageError(f"{self.cpus} CPUs: expected 1 to {MAX_CPUS}")
+        if self.load_addr is not None and self.load_addr < 0:
+            raise UsageError(f"load address {self.load_addr}: expected 0 or more")
+        if self.timeout is not None and self.timeout <= 0:
+            raise UsageError(f"time limit of {self.timeout} s: expected more than 0")
+
+
+def _one_of(what: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UsageError(f"unknown {what} {value!r} (expected {', '.join(choices)})")
+    return value

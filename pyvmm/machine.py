@@ -1,0 +1,71 @@
+"""The PC that every guest finds: two buses, the platform devices on them, and how each can end the run.
+
+Imports the buses and the device models; no KVM: interrupts leave through a callable, so the whole machine also runs
+under a scripted vCPU. The interrupt controllers and the PIT are KVM's own and do not appear here.
+"""
+
+from __future__ import annotations
+
+from pyvmm import layout
+from pyvmm.bus import PORTS, Bus
+from pyvmm.devices.debugcon import DebugCon
+from pyvmm.devices.debugexit import DebugExit
+from pyvmm.devices.i8042 import I8042
+from pyvmm.devices.port92 import Port92
+from pyvmm.devices.resetcontrol import ResetControl
+from pyvmm.devices.rtc import Rtc
+from pyvmm.devices.serial import Serial
+from pyvmm.events import IrqLine
+from pyvmm.runloop import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Machine:
+    """Buses `ports` and `mmio` with the platform devices attached; `serial` is COM1, the guest's console."""
+
+    __slots__ = ("mmio", "ports", "rtc", "serial")
+
+    def __init__(
+        self,
+        ram: Sequence[tuple[int, int]],
+        interrupt: Callable[[int, bool], None],
+        output: Callable[[bytes], None],
+        end: Callable[[Outcome], None],
+    ) -> None:
+        """Assemble the machine.
+
+        `ram` is its memory as (gpa, length), which the CMOS reports; `interrupt(gsi, asserted)` sets the level of an
+        interrupt line; `output` takes what the guest writes to its consoles; `end` ends the run.
+        """
+
+        def line(gsi: int) -> IrqLine:
+            return IrqLine(lambda asserted: interrupt(gsi, asserted))
+
+        def reset(cause: str) -> Callable[[], None]:
+            return lambda: end(Outcome("reboot", 0, f"the guest reset the machine through {cause}"))
+
+        below_4g = sum(length for gpa, length in ram if gpa < layout.HOLE_END)
+        above_4g = sum(length for gpa, length in ram if gpa >= layout.HOLE_END)
+        self.ports = Bus("port", PORTS)
+        self.mmio = Bus("MMIO", 1 << 52)
+        self.serial = Serial(line(layout.SERIAL_IRQ), output)
+        self.rtc = Rtc(below_4g, above_4g)
+        keyboard = I8042(reset("the i8042 keyboard controller"))
+        attach = self.ports.attach
+        attach(layout.SERIAL_PORT, 8, self.serial)
+        attach(layout.CMOS_PORT, 2, self.rtc)
+        attach(layout.I8042_DATA_PORT, 1, keyboard.data_port)
+        attach(layout.I8042_COMMAND_PORT, 1, keyboard.command_port)
+        attach(layout.PORT_92, 1, Port92(reset("port 0x92")))
+        attach(layout.RESET_CONTROL_PORT, 1, ResetControl(reset("port 0xcf9")))
+        attach(layout.DEBUG_EXIT_PORT, 4, DebugExit(lambda value: end(debug_exit(value))))
+        attach(layout.DEBUG_CONSOLE_PORT, 1, DebugCon(output, name="debugcon"))
+        attach(layout.FIRMWARE_DEBUG_PORT, 1, DebugCon(output, name="firmware-debugcon"))
+
+
+def debug_exit(value: int) -> Outcome:
+    """The outcome of a guest that wrote `value` to the debug-exit port: status is (value << 1) | 1, modulo 256."""
+    return Outcome("debug-exit", (value << 1 | 1) & 0xFF, f"the guest wrote {value:#x} to the debug-exit port")

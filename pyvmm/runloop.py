@@ -1,0 +1,288 @@
+"""One vCPU's thread: KVM_RUN, dispatch of the exit to the bus, and again; and how such threads are stopped.
+
+Imports errors and the typed exits of `kvm` (pure Python), nothing that needs /dev/kvm: a scripted vCPU runs here as
+well as a real one.
+
+Stopping. Whoever wants a VM's vCPUs to stand still sets a request in `Control` and kicks every vCPU. A thread that
+comes out of KVM_RUN first calls it again with immediate_exit set, as often as it takes to get Interrupted: only
+inside KVM_RUN does KVM finish the I/O instruction that it handed out last, and finishing a 16-byte or page-crossing
+MMIO access may hand out another part (KVM API, 5, immediate_exit). Then the vCPU's state is whole, and the thread
+parks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+
+from pyvmm.errors import STATUS_CRASH, STATUS_VMM_ERROR, VcpuStuckError
+from pyvmm.kvm.exits import Exit, FailEntry, InternalError, Interrupted, Mmio, Pio, Shutdown, SystemEvent
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from pyvmm.bus import Bus
+    from pyvmm.observe import Observer
+
+    class Vcpu(Protocol):
+        """What the run loop asks of a vCPU; `pyvmm.kvm.VcpuFd` and the scripted vCPU of `pyvmm.testing` have it."""
+
+        @property
+        def index(self) -> int: ...
+
+        immediate_exit: bool
+
+        def run(self) -> Exit: ...
+
+        def answer(self, exit: Exit, data: bytes) -> None: ...
+
+        def kick(self) -> None: ...
+
+
+HISTORY = 16
+"""Exits kept for the crash report."""
+KICK_AGAIN = 0.1
+"""Seconds after which a vCPU that has not come back is kicked once more. A kick takes 0.2 ms."""
+STUCK_AFTER = 5.0
+"""Seconds after which a vCPU that has not come back is given up."""
+
+
+class Outcome:
+    """How a run ended.
+
+    reason   "debug-exit", "power-off", "reboot", "quit", "signal", "crash", "panic", "stuck", "time-limit", "stopped"
+             or "error"
+    status   the process's exit status by the rule of the command line (0 to 255)
+    detail   one line in words
+    report   the crash report, or None where none is due
+    """
+
+    __slots__ = ("detail", "reason", "report", "status")
+
+    def __init__(self, reason: str, status: int, detail: str = "") -> None:
+        self.reason = reason
+        self.status = status
+        self.detail = detail
+        self.report: object | None = None
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.reason!r}, status={self.status}, detail={self.detail!r})"
+
+
+class Control:
+    """What a VM's vCPU threads share with whoever steers them. Every field is changed under `condition`.
+
+    `attention` is the one thing that a vCPU thread looks at between exits; it is set while any request stands.
+    """
+
+    __slots__ = ("_holds", "_leaving", "_vcpus", "attention", "condition", "live", "on_end", "outcome", "parked", "pausing")
+
+    def __init__(self) -> None:
+        # Re-entrant: a signal handler may call end() on a thread that is inside one of these methods.
+        self.condition = threading.Condition()
+        self.attention = False
+        self.pausing = False
+        self.outcome: Outcome | None = None
+        self.parked = 0
+        self.live = 0
+        self._holds = 0
+        self._leaving = 0
+        self._vcpus: Sequence[Vcpu] = ()
+        self.on_end: Callable[[], None] | None = None
+        """Called by the last vCPU thread of an ended run, with every vCPU standing still."""
+
+    def steer(self, vcpus: Sequence[Vcpu]) -> None:
+        """Take charge of `vcpus`, each about to get a thread."""
+        with self.condition:
+            self._vcpus = tuple(vcpus)
+            self.live = len(self._vcpus)
+
+    def end(self, outcome: Outcome) -> None:
+        """End the run. The first outcome counts; later ones are dropped. Any thread, a device's handler too."""
+        with self.condition:
+            if self.outcome is None:
+                self.outcome = outcome
+            self._request()
+
+    def hold(self) -> None:
+        """A back-end cannot take more output: let the vCPUs wait outside KVM_RUN. Counted; `release` undoes one."""
+        with self.condition:
+            self._holds += 1
+            # No kick: a vCPU that is inside the guest meets this when it next has something to say.
+            self.attention = True
+
+    def release(self) -> None:
+        """The back-end can take output again."""
+        with self.condition:
+            self._holds -= 1
+            self._settle()
+
+    def pause(self, timeout: float = STUCK_AFTER) -> None:
+        """Return when every vCPU stands still with its state whole.
+
+        Raises VcpuStuckError when one does not come back within `timeout` seconds.
+        """
+        with self.condition:
+            self.pausing = True
+            self._request()
+            self._await(lambda: self.parked >= self.live, timeout)
+
+    def resume(self) -> None:
+        """Let paused vCPUs run."""
+        with self.condition:
+            self.pausing = False
+            self._settle()
+
+    def wait_ended(self, timeout: float) -> None:
+        """After `end`: return when no vCPU thread is left. Raises VcpuStuckError after `timeout` seconds."""
+        with self.condition:
+            self._await(lambda: self.live == 0, timeout)
+
+    def _request(self) -> None:
+        self.attention = True
+        for vcpu in self._vcpus:
+            vcpu.kick()
+        self.condition.notify_all()
+
+    def _settle(self) -> None:
+        self.attention = self.pausing or self._holds > 0 or self.outcome is not None
+        self.condition.notify_all()
+
+    def _await(self, done: Callable[[], bool], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not self.condition.wait_for(done, KICK_AGAIN):
+            if time.monotonic() > deadline:
+                missing = self.live - (self.parked if self.outcome is None else 0)
+                raise VcpuStuckError(f"{missing} vCPU(s) did not come back from KVM within {timeout:g} s of a kick")
+            self._request()
+
+    def park(self, vcpu: Vcpu) -> bool:
+        """Called by a vCPU's own thread, its state whole: wait while asked to. False means the run has ended."""
+        with self.condition:
+            self.parked += 1
+            self.condition.notify_all()
+            while self.outcome is None and (self.pausing or self._holds > 0):
+                self.condition.wait()
+            self.parked -= 1
+            # Under the lock, so that no kick falls between the last look at the requests and this.
+            vcpu.immediate_exit = False
+            return self.outcome is None
+
+    def thread_ended(self) -> None:
+        """Called by a vCPU's own thread as the last thing it does."""
+        with self.condition:
+            self._leaving += 1
+            last = self._leaving == len(self._vcpus)
+        try:
+            if last and self.on_end is not None:
+                self.on_end()
+        finally:
+            with self.condition:
+                self.live -= 1
+                self.condition.notify_all()
+
+
+class VcpuLoop:
+    """Runs one vCPU on the calling thread until the run ends.
+
+    `history` holds the last exits, `counts` how many there were by reason number.
+    """
+
+    __slots__ = ("_control", "_mmio", "_observers", "_ports", "counts", "history", "vcpu")
+
+    def __init__(
+        self, vcpu: Vcpu, ports: Bus, mmio: Bus, control: Control, observers: Sequence[Observer] = ()
+    ) -> None:
+        self.vcpu = vcpu
+        self.history: deque[Exit] = deque(maxlen=HISTORY)
+        self.counts: defaultdict[int, int] = defaultdict(int)
+        self._ports = ports
+        self._mmio = mmio
+        self._control = control
+        self._observers = tuple(observers)
+
+    def run(self) -> None:
+        """The thread's body. Never raises: what goes wrong in the VMM ends the run with an "error" outcome."""
+        try:
+            self._loop()
+        except BaseException as error:
+            import traceback
+
+            detail = f"{type(error).__name__}: {error}"
+            outcome = Outcome("error", getattr(error, "exit_status", STATUS_VMM_ERROR), detail)
+            outcome.report = traceback.format_exc()
+            self._control.end(outcome)
+        finally:
+            self._control.thread_ended()
+
+    def _loop(self) -> None:
+        control = self._control
+        run = self.vcpu.run
+        while True:
+            if control.attention:
+                self._finish_io()
+                if not control.park(self.vcpu):
+                    return
+            self._dispatch(run())
+
+    def _finish_io(self) -> None:
+        """Let KVM complete the instruction whose exit was answered last."""
+        self.vcpu.immediate_exit = True
+        while True:
+            exit = self.vcpu.run()
+            if exit.__class__ is Interrupted:
+                return
+            self._dispatch(exit)
+
+    def _dispatch(self, exit: Exit) -> None:
+        kind = exit.__class__
+        self.counts[exit.reason] += 1
+        if kind is Pio:
+            self.history.append(exit)
+            self._pio(exit)  # type: ignore[arg-type]  # kind is exact
+        elif kind is Mmio:
+            self.history.append(exit)
+            self._mmio_access(exit)  # type: ignore[arg-type]
+        elif kind is Interrupted:
+            control = self._control
+            with control.condition:
+                if not control.attention:
+                    self.vcpu.immediate_exit = False
+        else:
+            self.history.append(exit)
+            self._control.end(judge(exit))
+        for observer in self._observers:
+            observer.on_exit(self.vcpu.index, exit)
+
+    def _pio(self, exit: Pio) -> None:
+        if exit.is_write:
+            if exit.count == 1:
+                self._ports.write(exit.port, exit.size, int.from_bytes(exit.data, "little"))
+            else:
+                self._ports.write_string(exit.port, exit.size, exit.data)
+        elif exit.count == 1:
+            value = self._ports.read(exit.port, exit.size)
+            self.vcpu.answer(exit, value.to_bytes(exit.size, "little"))
+        else:
+            self.vcpu.answer(exit, self._ports.read_string(exit.port, exit.size, exit.count))
+
+    def _mmio_access(self, exit: Mmio) -> None:
+        if exit.is_write:
+            self._mmio.write(exit.gpa, exit.size, int.from_bytes(exit.data, "little"))
+        else:
+            value = self._mmio.read(exit.gpa, exit.size)
+            self.vcpu.answer(exit, value.to_bytes(exit.size, "little"))
+
+
+def judge(exit: Exit) -> Outcome:
+    """What an exit that is no device access means for the run."""
+    if isinstance(exit, Shutdown):
+        return Outcome("crash", STATUS_CRASH, "triple fault")
+    if isinstance(exit, FailEntry | InternalError):
+        return Outcome("crash", STATUS_CRASH, exit.describe())
+    if isinstance(exit, SystemEvent):
+        return Outcome("crash", STATUS_CRASH, exit.describe())
+    return Outcome("crash", STATUS_CRASH, f"an exit that pyvmm does not handle: {exit.describe()}")

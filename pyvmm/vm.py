@@ -1,0 +1,370 @@
+"""A virtual machine: where everything below is put together, started, stopped and taken apart again.
+
+The composition root and the lifecycle, nothing else: what a machine consists of is `machine`, what a vCPU's thread
+does `runloop`, how a kernel gets into memory `boot`.
+
+    made -> running <-> paused -> ended -> closed
+
+Making a VM checks its configuration and touches nothing. What starting it opens is closed in reverse order by
+`close()`, on every path.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+from pyvmm import layout
+from pyvmm.backends.capture import CaptureConsole
+from pyvmm.boot import LoadedKernel, load
+from pyvmm.config import VmConfig
+from pyvmm.errors import STATUS_TIME_LIMIT, PyvmmError, TimeLimitError, UsageError, VcpuStuckError
+from pyvmm.kvm.exits import reason_name
+from pyvmm.machine import Machine
+from pyvmm.memory import GuestMemory
+from pyvmm.runloop import STUCK_AFTER, Control, Outcome, VcpuLoop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Any, Protocol, Self
+
+    from pyvmm.debug.report import CrashReport
+    from pyvmm.kvm.vcpu import VcpuFd
+    from pyvmm.kvm.vm import VmFd
+    from pyvmm.observe import Observer
+
+    class Console(Protocol):
+        """What the VM asks of a console back-end; see `pyvmm.backends`."""
+
+        def start(self, link: ConsoleLink) -> None: ...
+
+        def write(self, data: bytes) -> None: ...
+
+        def input_ready(self) -> None: ...
+
+        def drain(self, timeout: float | None) -> bool: ...
+
+        def close(self) -> None: ...
+
+
+REPORTED = ("crash", "time-limit", "stuck", "panic")
+"""Outcomes that deserve a crash report."""
+STATUS_SIGPIPE = 128 + 13
+
+
+class VM:
+    """One virtual machine. Use it as a context manager, or call `start()` and `close()`.
+
+    `kernel` and the keyword settings are those of `VmConfig` (or give `config`, ready made). `console` is a back-end
+    of `pyvmm.backends`; by default output is kept in memory: `vm.console.output`. With `paused=True` the VM starts
+    with its vCPUs standing still, so that own devices can be attached to `vm.machine` before `resume()`.
+
+    `with VM(...)` raises what `start()` raises: KvmUnavailableError, LoadError, UsageError, KvmError, PyvmmError.
+    """
+
+    def __init__(
+        self,
+        kernel: str | os.PathLike[str] | None = None,
+        *,
+        config: VmConfig | None = None,
+        console: Console | None = None,
+        observers: Sequence[Observer] = (),
+        paused: bool = False,
+        **settings: Any,
+    ) -> None:
+        if config is None:
+            if kernel is None:
+                raise UsageError("no kernel given")
+            config = VmConfig(kernel, **settings)
+        elif kernel is not None or settings:
+            raise UsageError("give either a config or its parts, not both")
+        self.config = config
+        self.console: Console = console or CaptureConsole()
+        self.loops: tuple[VcpuLoop, ...] = ()
+        self.loaded: LoadedKernel | None = None
+        self._observers = tuple(observers)
+        self._paused = paused
+        self._control = Control()
+        # What to undo at close, last first: the VM's descriptors and memory, and around them the host's side.
+        self._guest_closers: list[Callable[[], None]] = []
+        self._host_closers: list[Callable[[], None]] = []
+        self._memory: GuestMemory | None = None
+        self._machine: Machine | None = None
+        self._fd: VmFd | None = None
+        self._vcpus: tuple[VcpuFd, ...] = ()
+        self._started_at = 0.0
+        self._ended_at = 0.0
+
+    # --- Lifecycle ---------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def load(self) -> LoadedKernel:
+        """Allocate RAM and load the kernel into it; needs no KVM. Raises LoadError, UsageError, PyvmmError."""
+        if self.loaded is None:
+            ram = layout.ram_ranges(self.config.mem)
+            self._memory = memory = GuestMemory.allocate(ram, self.config.memory_backing)
+            self._guest_closers.append(memory.close)
+            self.loaded = load(self.config, memory)
+        return self.loaded
+
+    def start(self) -> None:
+        """Create the VM, load the kernel and let the vCPUs run (or stand, if made with `paused=True`)."""
+        if self.loops:
+            raise UsageError("this VM has been started already")
+        try:
+            self._create()
+            self._spawn()
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self) -> None:
+        from pyvmm.kvm import Kvm
+        from pyvmm.kvm.setup import create_vcpus, create_vm
+
+        kvm = Kvm()
+        self._guest_closers.append(kvm.close)
+        loaded = self.load()
+        self._fd = fd = create_vm(kvm, self.memory.regions)
+        self._guest_closers.append(fd.close)
+        ram = layout.ram_ranges(self.config.mem)
+        self._machine = Machine(ram, fd.irq_line, self._output, self._control.end)
+        self.machine.serial.on_input_drained = self.console.input_ready
+        self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, loaded.state)
+        self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
+
+    def _spawn(self) -> None:
+        self.loops = tuple(
+            VcpuLoop(vcpu, self.machine.ports, self.machine.mmio, self._control, self._observers)
+            for vcpu in self._vcpus
+        )
+        self._control.on_end = self._ended
+        self._control.pausing = self._control.attention = self._paused
+        self._host_closers.append(self.console.close)
+        self.console.start(ConsoleLink(self.machine, self._control))
+        self._started_at = time.monotonic()
+        if self.config.switch_interval is not None:
+            switch_interval.lower(self.config.switch_interval)
+            self._host_closers.append(switch_interval.restore)
+        self._control.steer(self._vcpus)
+        self._announce("paused" if self._paused else "running")
+        for loop in self.loops:
+            name = f"vcpu{loop.vcpu.index}"
+            # A daemon: a vCPU that KVM never gives back must not keep the process from ending.
+            threading.Thread(target=loop.run, name=name, daemon=True).start()
+        if self.config.timeout is not None:
+            timer = threading.Timer(self.config.timeout, self._time_limit)
+            timer.daemon = True
+            timer.start()
+            self._host_closers.append(timer.cancel)
+
+    def pause(self) -> None:
+        """Return with every vCPU standing still and its state whole. Raises VcpuStuckError if one does not."""
+        self._control.pause()
+        self._announce("paused")
+
+    def resume(self) -> None:
+        """Let the vCPUs run (on)."""
+        self._control.resume()
+        self._announce("running")
+
+    def stop(self, outcome: Outcome | None = None) -> None:
+        """End the run, by default with reason "stopped" and status 0, unless it has ended already. Any thread."""
+        self._control.end(outcome or Outcome("stopped", 0, "stopped by the program that ran it"))
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait until the run has ended and return how.
+
+        Raises TimeLimitError after `timeout` seconds, the VM running on; VcpuStuckError when the run has ended but a
+        vCPU does not come back from KVM.
+        """
+        if not self.loops:
+            raise UsageError("this VM has not been started")
+        control = self._control
+        with control.condition:
+            if not control.condition.wait_for(lambda: control.outcome is not None, timeout):
+                raise TimeLimitError(f"the VM is still running after {timeout:g} s")
+        control.wait_ended(STUCK_AFTER)
+        assert control.outcome is not None
+        return control.outcome
+
+    def close(self) -> None:
+        """Stop the VM if it runs and give everything back, in reverse order. A second call does nothing.
+
+        Raises VcpuStuckError, and leaves the VM's descriptors and memory alone, if a vCPU does not come back.
+        """
+        stuck: VcpuStuckError | None = None
+        if self.loops:
+            self.stop()
+            try:
+                self._control.wait_ended(STUCK_AFTER)
+            except VcpuStuckError as error:
+                stuck = error
+        failure = _undo(self._host_closers)
+        if stuck is not None:
+            raise stuck
+        failure = _undo(self._guest_closers) or failure
+        if failure is not None:
+            raise failure
+
+    # --- What a user looks at ----------------------------------------------------------------------------------
+
+    @property
+    def exit(self) -> Outcome | None:
+        """How the run ended, or None while it has not."""
+        return self._control.outcome
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's RAM."""
+        if self._memory is None:
+            raise UsageError("this VM has no memory yet: start() or load() comes first")
+        return self._memory
+
+    @property
+    def machine(self) -> Machine:
+        """Buses and platform devices; attach own devices while the VM is paused."""
+        if self._machine is None:
+            raise UsageError("this VM has no devices yet: start() comes first")
+        return self._machine
+
+    @property
+    def vcpus(self) -> tuple[VcpuFd, ...]:
+        """The vCPUs; their registers mean something only while the VM is paused or has ended."""
+        return self._vcpus
+
+    @property
+    def stats(self) -> Stats:
+        """Counters of the run so far."""
+        return Stats(self)
+
+    # --- Inside ------------------------------------------------------------------------------------------------
+
+    def _output(self, data: bytes) -> None:
+        self.console.write(data)
+
+    def _time_limit(self) -> None:
+        detail = f"the time limit of {self.config.timeout:g} s was reached"
+        self._control.end(Outcome("time-limit", STATUS_TIME_LIMIT, detail))
+
+    def _ended(self) -> None:
+        """On the last vCPU's thread: every vCPU stands still, nothing has been closed."""
+        self._ended_at = time.monotonic()
+        outcome = self._control.outcome
+        assert outcome is not None
+        if outcome.reason in REPORTED and outcome.report is None:
+            outcome.report = self._report(outcome)
+        self._announce("ended")
+
+    def _report(self, outcome: Outcome) -> CrashReport:
+        from pyvmm.debug.report import build
+
+        return build(outcome.reason, outcome.detail, self._vcpus, self.memory, [list(loop.history) for loop in self.loops])
+
+    def _announce(self, state: str) -> None:
+        for observer in self._observers:
+            observer.on_lifecycle(state)
+
+
+def _undo(closers: list[Callable[[], None]]) -> Exception | None:
+    """Call and remove `closers`, last first, each of them whatever the others do; the first failure, if any."""
+    failure: Exception | None = None
+    while closers:
+        try:
+            closers.pop()()
+        except Exception as error:
+            failure = failure or error
+    return failure
+
+
+class ConsoleLink:
+    """The VM as its console back-end sees it. Every method may be called from any thread."""
+
+    __slots__ = ("_control", "_serial", "hold", "release")
+
+    def __init__(self, machine: Machine, control: Control) -> None:
+        self._serial = machine.serial
+        self._control = control
+        self.hold = control.hold
+        self.release = control.release
+
+    def receive(self, data: bytes) -> int:
+        """Give the guest input; returns how many bytes it took. `input_ready()` is called when it can take more."""
+        with self._serial.lock:
+            return self._serial.receive(data)
+
+    def broken(self, errno: int) -> None:
+        """Nobody reads the output any more: end the run as SIGPIPE would have ended the process."""
+        import os
+
+        detail = f"the console's output is closed: {os.strerror(errno)}"
+        self._control.end(Outcome("signal", STATUS_SIGPIPE, detail))
+
+
+class Stats:
+    """Counters of a VM at one moment.
+
+    exits      by name ("io", "mmio", ...) over all vCPUs
+    unclaimed  reads and writes that no device answered, ports and MMIO together
+    seconds    wall time since the vCPUs were started, up to the end of the run
+    """
+
+    __slots__ = ("exits", "seconds", "unclaimed")
+
+    def __init__(self, vm: VM) -> None:
+        self.exits: dict[str, int] = {}
+        for loop in vm.loops:
+            for reason, count in list(loop.counts.items()):
+                name = reason_name(reason)
+                self.exits[name] = self.exits.get(name, 0) + count
+        buses = () if vm._machine is None else (vm._machine.ports, vm._machine.mmio)
+        self.unclaimed = sum(bus.unclaimed_reads + bus.unclaimed_writes for bus in buses)
+        end = vm._ended_at or time.monotonic()
+        self.seconds = end - vm._started_at if vm._started_at else 0.0
+
+    def __repr__(self) -> str:
+        return f"Stats(exits={self.exits}, unclaimed={self.unclaimed}, seconds={self.seconds:.3f})"
+
+
+class SwitchInterval:
+    """The interpreter's thread switch interval, lowered while any VM runs in this process.
+
+    At the default of 5 ms a vCPU thread waits milliseconds for the GIL whenever another Python thread is busy.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = 0.0
+
+    def lower(self, seconds: float) -> None:
+        """Count one user in; the first one lowers the interval, unless it is lower already."""
+        with self._lock:
+            if self._users == 0:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(seconds, self._before))
+            self._users += 1
+
+    def restore(self) -> None:
+        """Count one user out; the last one puts the interval back."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                sys.setswitchinterval(self._before)
+
+
+switch_interval = SwitchInterval()
+
+__all__ = ["VM", "ConsoleLink", "Outcome", "PyvmmError", "Stats", "VcpuStuckError"]

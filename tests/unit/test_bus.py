@@ -1,0 +1,123 @@
+"""The bus: who answers, what is unclaimed, what may not be attached."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.bus import Bus
+from pyvmm.errors import BusConflictError
+
+
+class Recorder:
+    """Answers with its number, and remembers what it was asked while its lock was held."""
+
+    def __init__(self, name="recorder", value=0):
+        self.name = name
+        self.lock = threading.Lock()
+        self.value = value
+        self.seen = []
+
+    def read(self, offset, size):
+        assert self.lock.locked()
+        self.seen.append(("read", offset, size))
+        return self.value & ((1 << size * 8) - 1)
+
+    def write(self, offset, size, value):
+        assert self.lock.locked()
+        self.seen.append(("write", offset, size, value))
+
+
+def test_an_access_reaches_its_device_by_offset():
+    bus, device = Bus("port", 1 << 16), Recorder(value=0x12345678)
+    bus.attach(0x3F8, 8, device)
+    assert bus.read(0x3F9, 2) == 0x5678
+    bus.write(0x3FF, 1, 0x41)
+    assert device.seen == [("read", 1, 2), ("write", 7, 1, 0x41)]
+    assert (bus.unclaimed_reads, bus.unclaimed_writes) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_unclaimed_reads_give_all_ones(size):
+    bus = Bus("MMIO", 1 << 52)
+    assert bus.read(0xD0000000, size) == (1 << size * 8) - 1
+    bus.write(0xD0000000, size, 0)
+    assert (bus.unclaimed_reads, bus.unclaimed_writes) == (1, 1)
+
+
+@pytest.mark.parametrize(("address", "size"), [(0xFF, 2), (0x10F, 2), (0x10D, 4), (0x110, 1)])
+def test_an_access_partly_outside_is_unclaimed(address, size):
+    bus, device = Bus("port", 1 << 16), Recorder()
+    bus.attach(0x100, 16, device)
+    for _ in range(2):  # the second time from the cache
+        assert bus.read(address, size) == (1 << size * 8) - 1
+        bus.write(address, size, 0)
+    assert device.seen == []
+
+
+def test_overlap_is_refused_and_names_both():
+    bus = Bus("port", 1 << 16)
+    bus.attach(0x100, 16, Recorder("first"))
+    for base, length in ((0x100, 16), (0xF8, 9), (0x10F, 1), (0x0, 0x1000), (0x104, 4)):
+        with pytest.raises(BusConflictError, match="second at .* overlaps first at 0x100-0x10f on the port bus"):
+            bus.attach(base, length, Recorder("second"))
+    bus.attach(0xF0, 16, Recorder("below"))
+    bus.attach(0x110, 16, Recorder("above"))
+
+
+@pytest.mark.parametrize(("base", "length"), [(0x10000, 1), (0xFFFF, 2), (-1, 2), (4, 0), (4, -4)])
+def test_a_range_must_fit_the_bus(base, length):
+    with pytest.raises(BusConflictError, match="does not fit the port bus"):
+        Bus("port", 1 << 16).attach(base, length, Recorder())
+
+
+def test_detached_is_unclaimed():
+    bus, device = Bus("port", 1 << 16), Recorder()
+    bus.attach(0x80, 1, device)
+    bus.read(0x80, 1)
+    bus.detach(0x80)
+    assert bus.read(0x80, 1) == 0xFF
+    with pytest.raises(KeyError):
+        bus.detach(0x80)
+
+
+def test_string_io_repeats_on_the_same_port():
+    bus, device = Bus("port", 1 << 16), Recorder(value=0xABCD)
+    bus.attach(0x100, 16, device)
+    bus.write_string(0x104, 2, b"abcdef")
+    assert bus.read_string(0x104, 2, 3) == b"\xcd\xab" * 3
+    assert device.seen == [("write", 4, 2, int.from_bytes(pair, "little")) for pair in (b"ab", b"cd", b"ef")] + [
+        ("read", 4, 2)
+    ] * 3
+
+
+def test_a_guest_cannot_grow_the_cache_without_bound():
+    bus = Bus("MMIO", 1 << 52)
+    bus.attach(0, 1 << 30, Recorder())
+    for address in range(10000):
+        bus.read(address, 1)
+    assert len(bus._near) <= 4096
+
+
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40)), max_size=20),
+    accesses=st.lists(st.tuples(st.integers(0, 350), st.sampled_from([1, 2, 4, 8])), max_size=50),
+)
+def test_dispatch_agrees_with_a_plain_search(ranges, accesses):
+    bus = Bus("MMIO", 512)
+    attached = []
+    for number, (base, length) in enumerate(ranges):
+        clash = any(base < end and start < base + length for start, end, _ in attached)
+        device = Recorder(value=number)
+        if clash:
+            with pytest.raises(BusConflictError):
+                bus.attach(base, length, device)
+        else:
+            bus.attach(base, length, device)
+            attached.append((base, base + length, device))
+    for address, size in accesses:
+        owner = [device for start, end, device in attached if start <= address and address + size <= end]
+        expected = owner[0].value if owner else (1 << size * 8) - 1
+        assert bus.read(address, size) == expected
+    assert [base for base, _, _ in bus.ranges()] == sorted(start for start, _, _ in attached)

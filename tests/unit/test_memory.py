@@ -1,0 +1,133 @@
+"""Guest RAM: bounds, types, the 32-bit hole."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm import layout
+from pyvmm.errors import GuestMemoryError, PyvmmError, UsageError
+from pyvmm.memory import GuestMemory
+
+PAGE = 4096
+RANGES = [(0, 4 * PAGE), (0x100000, 2 * PAGE)]
+EDGES = sorted({edge + delta for gpa, length in RANGES for edge in (gpa, gpa + length) for delta in (-1, 0, 1)})
+
+
+@pytest.fixture(scope="module")
+def memory():
+    memory = GuestMemory.allocate(RANGES)
+    yield memory
+    memory.close()
+
+
+def inside(gpa: int, length: int) -> bool:
+    return length >= 0 and any(base <= gpa and gpa + length <= base + size for base, size in RANGES)
+
+
+@given(
+    gpa=st.sampled_from(EDGES) | st.integers(-10, 1 << 65),
+    length=st.integers(-3, 3 * PAGE) | st.integers(-(1 << 65), 1 << 65),
+)
+def test_every_access_lies_in_one_region_or_raises(memory, gpa, length):
+    assert memory.contains(gpa, length) == inside(gpa, length)
+    if inside(gpa, length):
+        assert len(memory.read(gpa, length)) == length
+        assert len(memory.view(gpa, length)) == length
+    else:
+        for access in (memory.read, memory.view):
+            with pytest.raises(GuestMemoryError) as caught:
+                access(gpa, length)
+            assert (caught.value.gpa, caught.value.length) == (gpa, length)
+
+
+@given(gpa=st.integers(0, 4 * PAGE + 8), data=st.binary(max_size=64))
+def test_what_is_written_is_read(memory, gpa, data):
+    if inside(gpa, len(data)):
+        memory.write(gpa, data)
+        assert memory.read(gpa, len(data)) == data
+    else:
+        with pytest.raises(GuestMemoryError):
+            memory.write(gpa, data)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32, 64])
+@pytest.mark.parametrize("gpa", [0, 3, 4 * PAGE - 8, 0x100000])
+def test_typed_accesses_are_little_endian(memory, bits, gpa):
+    value = 0x8877665544332211 & ((1 << bits) - 1)
+    getattr(memory, f"write_u{bits}")(gpa, value)
+    assert memory.read(gpa, bits // 8) == value.to_bytes(bits // 8, "little")
+    assert getattr(memory, f"read_u{bits}")(gpa) == value
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32, 64])
+def test_typed_accesses_over_an_end_raise(memory, bits):
+    last = 4 * PAGE - bits // 8 + 1
+    with pytest.raises(GuestMemoryError):
+        getattr(memory, f"read_u{bits}")(last)
+    with pytest.raises(GuestMemoryError):
+        getattr(memory, f"write_u{bits}")(last, 0)
+
+
+def test_write_takes_any_buffer(memory):
+    memory.write(0, memoryview(bytes(range(8))).cast("H"))
+    assert memory.read(0, 8) == bytes(range(8))
+
+
+def test_fill_stays_inside(memory):
+    memory.fill(0, 4 * PAGE, 0xAA)
+    memory.fill(PAGE, PAGE)
+    assert memory.read(PAGE - 1, PAGE + 2) == b"\xaa" + bytes(PAGE) + b"\xaa"
+    with pytest.raises(GuestMemoryError):
+        memory.fill(3 * PAGE, PAGE + 1)
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "memfd"])
+def test_allocated_memory_is_zero_and_closes(backing):
+    before = sorted(os.listdir("/proc/self/fd"))
+    memory = GuestMemory.allocate([(0, 4 << 20)], backing)
+    assert memory.size == 4 << 20
+    assert memory.read((4 << 20) - 16, 16) == bytes(16)
+    assert (memory.regions[0].fd >= 0) == (backing == "memfd")
+    memory.close()
+    memory.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_borrowed_view_keeps_memory_open():
+    memory = GuestMemory.allocate([(0, PAGE)])
+    with memory.view(0, 4), pytest.raises(BufferError):
+        memory.close()
+    memory.close()
+
+
+def test_memory_is_not_inherited_by_a_fork():
+    memory = GuestMemory.allocate([(0, 3 << 20)])
+    with open("/proc/self/smaps") as smaps:
+        marks = [line.split()[1:] for line in smaps if line.startswith("VmFlags:")]
+    assert any("dc" in flags and "nr" in flags for flags in marks), "no mapping has MADV_DONTFORK and MAP_NORESERVE"
+    memory.close()
+
+
+def test_more_than_the_host_maps_is_one_line():
+    with pytest.raises(PyvmmError, match="cannot map .* MiB of guest RAM"):
+        GuestMemory.allocate([(0, PAGE), (1 << 40, 1 << 60)])
+
+
+def test_unknown_backing():
+    with pytest.raises(UsageError, match="'floppy'"):
+        GuestMemory.allocate([(0, PAGE)], "floppy")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (1 << 20, [(0, 1 << 20)]),
+        (3 << 30, [(0, 3 << 30)]),
+        ((3 << 30) + PAGE, [(0, 3 << 30), (1 << 32, PAGE)]),
+        (8 << 30, [(0, 3 << 30), (1 << 32, 5 << 30)]),
+    ],
+)
+def test_ram_leaves_the_32_bit_hole(size, expected):
+    assert layout.ram_ranges(size) == expected
