@@ -1,0 +1,81 @@
+"""What a test may need of the machine, and whether this machine has it.
+
+`@pytest.mark.needs("kvm", "gcc")` names requirements from REQUIREMENTS. A test whose requirement is missing
+is skipped, counted and named at the end of the run, or fails where PYVMM_REQUIRE=kvm,gcc,... lists it.
+PYVMM_NO_KVM=1 says that this machine has no KVM, whatever /dev/kvm says.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+
+KVM_GET_API_VERSION = 0xAE00  # _IO(KVMIO, 0), linux/kvm.h
+KVM_API_VERSION = 12  # Documentation/virt/kvm/api.rst, 4.1
+
+Check = Callable[[], str]
+"""Says why the machine lacks something: one line, or "" where it has it."""
+
+
+def _kvm() -> str:
+    if os.environ.get("PYVMM_NO_KVM") == "1":
+        return "PYVMM_NO_KVM=1"
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    try:
+        version = fcntl.ioctl(fd, KVM_GET_API_VERSION)
+    except OSError as error:
+        return f"/dev/kvm is not KVM: {errno.errorcode.get(error.errno or 0, error.errno)}"
+    finally:
+        os.close(fd)
+    return "" if version == KVM_API_VERSION else f"KVM API version {version}, not {KVM_API_VERSION}"
+
+
+def _program(*names: str) -> Check:
+    def check() -> str:
+        return "" if any(map(shutil.which, names)) else f"{' or '.join(names)} is not installed"
+
+    return check
+
+
+def _module(name: str) -> Check:
+    def check() -> str:
+        return "" if importlib.util.find_spec(name) else f"the Python module {name} is not installed"
+
+    return check
+
+
+REQUIREMENTS: dict[str, Check] = {
+    "kvm": _kvm,
+    "gcc": _program("gcc"),
+    "clang": _program("clang"),
+    "git": _program("git"),
+    "make": _program("make"),
+    "qemu": _program("qemu-system-x86_64"),
+    "passt": _program("passt"),
+    "gdb": _program("gdb"),
+    "iasl": _program("iasl"),
+    "chromium": _program("chromium", "chromium-browser"),
+    "capstone": _module("capstone"),
+    "root": lambda: "" if os.geteuid() == 0 else "this user is not root",
+    "unprivileged": lambda: "" if os.geteuid() != 0 else "root may do everything",
+}
+
+
+@functools.cache
+def missing(name: str) -> str:
+    """Why this machine lacks requirement `name`, or "". Raises KeyError for a name that nobody declared."""
+    return REQUIREMENTS[name]()
+
+
+def required() -> frozenset[str]:
+    """The requirements that PYVMM_REQUIRE says this machine must have."""
+    names = os.environ.get("PYVMM_REQUIRE", "").replace(",", " ").split()
+    return frozenset(names) - ({"kvm"} if os.environ.get("PYVMM_NO_KVM") == "1" else frozenset())
