@@ -38,6 +38,8 @@ PVH_START_INFO = 0x600
 MULTIBOOT_INFO = 0x800
 MULTIBOOT_INFO_END = BOOT_PAGE_TABLES = 0x1000
 BOOT_PAGE_TABLES_END = 0x7000
+BOOT_STACK = BOOT_PAGE_TABLES_END
+"""Lowest byte of the boot stack: 3 KiB of it."""
 BOOT_STACK_TOP = 0x7C00
 FLAT_REAL_LOAD = 0x7C00
 """Where a BIOS puts a boot sector (and where everybody expects one)."""
@@ -62,6 +64,8 @@ KVM_IDENTITY_MAP = 0xFFFBC000
 """One page for Intel hosts without unrestricted guest (KVM API, 4.64). Just below the TSS pages."""
 KVM_TSS = 0xFFFBD000
 """Three pages for Intel hosts without unrestricted guest (KVM API, 4.35). Ends below a 256 KiB ROM at 4 GiB."""
+KVM_RESERVED_END = KVM_TSS + 3 * PAGE
+"""From KVM_IDENTITY_MAP to here is KVM's own: reserved in every memory map, so that nobody puts a device there."""
 
 # --- Ports -----------------------------------------------------------------------------------------------------
 SERIAL_PORT = 0x3F8

@@ -16,7 +16,7 @@ from pyvmm.devices.resetcontrol import ResetControl
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.serial import Serial
 from pyvmm.events import IrqLine
-from pyvmm.runloop import Outcome
+from pyvmm.runloop import Outcome, debug_exit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,8 +64,3 @@ class Machine:
         attach(layout.DEBUG_EXIT_PORT, 4, DebugExit(lambda value: end(debug_exit(value))))
         attach(layout.DEBUG_CONSOLE_PORT, 1, DebugCon(output, name="debugcon"))
         attach(layout.FIRMWARE_DEBUG_PORT, 1, DebugCon(output, name="firmware-debugcon"))
-
-
-def debug_exit(value: int) -> Outcome:
-    """The outcome of a guest that wrote `value` to the debug-exit port: status is (value << 1) | 1, modulo 256."""
-    return Outcome("debug-exit", (value << 1 | 1) & 0xFF, f"the guest wrote {value:#x} to the debug-exit port")

@@ -72,13 +72,29 @@ class Outcome:
         return f"Outcome({self.reason!r}, status={self.status}, detail={self.detail!r})"
 
 
+def debug_exit(value: int) -> Outcome:
+    """The outcome of a guest that wrote `value` to the debug-exit port: status is (value << 1) | 1, modulo 256."""
+    return Outcome("debug-exit", (value << 1 | 1) & 0xFF, f"the guest wrote {value:#x} to the debug-exit port")
+
+
 class Control:
     """What a VM's vCPU threads share with whoever steers them. Every field is changed under `condition`.
 
     `attention` is the one thing that a vCPU thread looks at between exits; it is set while any request stands.
     """
 
-    __slots__ = ("_holds", "_leaving", "_vcpus", "attention", "condition", "live", "on_end", "outcome", "parked", "pausing")
+    __slots__ = (
+        "_holds",
+        "_leaving",
+        "_vcpus",
+        "attention",
+        "condition",
+        "live",
+        "on_end",
+        "outcome",
+        "parked",
+        "pausing",
+    )
 
     def __init__(self) -> None:
         # Re-entrant: a signal handler may call end() on a thread that is inside one of these methods.
@@ -188,17 +204,15 @@ class Control:
 class VcpuLoop:
     """Runs one vCPU on the calling thread until the run ends.
 
-    `history` holds the last exits, `counts` how many there were by reason number.
+    `history` holds the last exits, `counts` how many there were of each kind.
     """
 
     __slots__ = ("_control", "_mmio", "_observers", "_ports", "counts", "history", "vcpu")
 
-    def __init__(
-        self, vcpu: Vcpu, ports: Bus, mmio: Bus, control: Control, observers: Sequence[Observer] = ()
-    ) -> None:
+    def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, control: Control, observers: Sequence[Observer] = ()) -> None:
         self.vcpu = vcpu
         self.history: deque[Exit] = deque(maxlen=HISTORY)
-        self.counts: defaultdict[int, int] = defaultdict(int)
+        self.counts: defaultdict[type[Exit], int] = defaultdict(int)
         self._ports = ports
         self._mmio = mmio
         self._control = control
@@ -236,10 +250,12 @@ class VcpuLoop:
             if exit.__class__ is Interrupted:
                 return
             self._dispatch(exit)
+            if exit.__class__ is not Pio and exit.__class__ is not Mmio:
+                return
 
     def _dispatch(self, exit: Exit) -> None:
         kind = exit.__class__
-        self.counts[exit.reason] += 1
+        self.counts[kind] += 1
         if kind is Pio:
             self.history.append(exit)
             self._pio(exit)  # type: ignore[arg-type]  # kind is exact

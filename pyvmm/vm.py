@@ -20,7 +20,6 @@ from pyvmm.backends.capture import CaptureConsole
 from pyvmm.boot import LoadedKernel, load
 from pyvmm.config import VmConfig
 from pyvmm.errors import STATUS_TIME_LIMIT, PyvmmError, TimeLimitError, UsageError, VcpuStuckError
-from pyvmm.kvm.exits import reason_name
 from pyvmm.machine import Machine
 from pyvmm.memory import GuestMemory
 from pyvmm.runloop import STUCK_AFTER, Control, Outcome, VcpuLoop
@@ -271,7 +270,13 @@ class VM:
     def _report(self, outcome: Outcome) -> CrashReport:
         from pyvmm.debug.report import build
 
-        return build(outcome.reason, outcome.detail, self._vcpus, self.memory, [list(loop.history) for loop in self.loops])
+        return build(
+            outcome.reason,
+            outcome.detail,
+            self._vcpus,
+            self.memory,
+            [list(loop.history) for loop in self.loops],
+        )
 
     def _announce(self, state: str) -> None:
         for observer in self._observers:
@@ -316,7 +321,7 @@ class ConsoleLink:
 class Stats:
     """Counters of a VM at one moment.
 
-    exits      by name ("io", "mmio", ...) over all vCPUs
+    exits      how many by name ("IO", "MMIO", ...), over all vCPUs
     unclaimed  reads and writes that no device answered, ports and MMIO together
     seconds    wall time since the vCPUs were started, up to the end of the run
     """
@@ -326,9 +331,8 @@ class Stats:
     def __init__(self, vm: VM) -> None:
         self.exits: dict[str, int] = {}
         for loop in vm.loops:
-            for reason, count in list(loop.counts.items()):
-                name = reason_name(reason)
-                self.exits[name] = self.exits.get(name, 0) + count
+            for kind, count in list(loop.counts.items()):
+                self.exits[kind.name] = self.exits.get(kind.name, 0) + count
         buses = () if vm._machine is None else (vm._machine.ports, vm._machine.mmio)
         self.unclaimed = sum(bus.unclaimed_reads + bus.unclaimed_writes for bus in buses)
         end = vm._ended_at or time.monotonic()

@@ -87,9 +87,10 @@ def test_string_io_repeats_on_the_same_port():
     bus.attach(0x100, 16, device)
     bus.write_string(0x104, 2, b"abcdef")
     assert bus.read_string(0x104, 2, 3) == b"\xcd\xab" * 3
-    assert device.seen == [("write", 4, 2, int.from_bytes(pair, "little")) for pair in (b"ab", b"cd", b"ef")] + [
-        ("read", 4, 2)
-    ] * 3
+    assert (
+        device.seen
+        == [("write", 4, 2, int.from_bytes(pair, "little")) for pair in (b"ab", b"cd", b"ef")] + [("read", 4, 2)] * 3
+    )
 
 
 def test_a_guest_cannot_grow_the_cache_without_bound():
