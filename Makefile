@@ -1,0 +1,101 @@
+# pyvmm: `make demo` boots a guest, `make test` runs every test. Both set up all they need first, and neither calls
+# sudo. Set PYTHON=python3.12 for another interpreter, VENV=folder for another virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+# `make test ARGS="-k serial -x"`: passed on to pytest.
+ARGS ?=
+
+export PYTHON
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+SUBMAKE := $(MAKE) --no-print-directory
+
+# Stamps, all inside the virtual environment, so that they go when it goes. Another PYTHON makes it anew.
+MADE := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
+INSTALLED := $(VENV)/.installed
+DEVELOP := $(VENV)/.installed-dev
+NATIVE := $(VENV)/.native
+NATIVE_SOURCES := setup.py $(wildcard pyvmm/_native/*.py pyvmm/_native/*.c pyvmm/_native/*.h) \
+	pyvmm/kvm/constants.py pyvmm/kvm/exits.py
+BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
+
+.PHONY: help demo test-unit test soak lint bench images clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+help:
+	@echo "make demo       set up, then run guests to their greetings (needs /dev/kvm)"
+	@echo "make test       set up, then run all tests; what the machine lacks is skipped and named"
+	@echo "make test-unit  the tests that need neither KVM nor any tool but Python and gcc"
+	@echo "make soak       the long counts: thousands of VMs, random kills, sanitizers"
+	@echo "make lint       ruff, mypy --strict, the layers"
+	@echo "make bench      measure, print a table, write JSON and a plot"
+	@echo "make images     build every small guest into the cache"
+	@echo "make clean      remove what was built here (the cache of guest images stays)"
+
+# Ends within a second where KVM cannot be used: the recipe's status is 126, which make prints (its own is 2).
+demo:
+	@scripts/check-kvm.sh
+	@scripts/tools.sh build
+	@$(SUBMAKE) $(INSTALLED) $(NATIVE)
+	@scripts/demo.sh $(VENV)/bin/pyvmm
+
+test-unit:
+	@scripts/tools.sh build
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@$(VENV)/bin/python -m pytest -n 2 -q tests/unit $(ARGS)
+
+test:
+	@scripts/tools.sh test
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@scripts/run-tests.sh $(VENV)/bin/python $(ARGS)
+
+soak:
+	@scripts/tools.sh test
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@$(VENV)/bin/python -m pytest --soak -v $(ARGS)
+
+lint:
+	@scripts/tools.sh build
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+bench:
+	@scripts/check-kvm.sh
+	@scripts/tools.sh test
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@$(VENV)/bin/python -m bench $(ARGS)
+
+images:
+	@scripts/tools.sh build
+	@$(SUBMAKE) $(INSTALLED) $(NATIVE)
+	@$(VENV)/bin/pyvmm image build $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f pyvmm/_native/*.so
+	find pyvmm tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MADE):
+	@echo "==> virtual environment in $(VENV), with $(PYTHON)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install -q --upgrade pip $$($(PYTHON) -c '$(BUILD_REQUIRES)')
+	@touch $@
+
+$(INSTALLED): $(MADE) pyproject.toml
+	@echo "==> building pyvmm and its C helper"
+	@$(VENV)/bin/python -m pip install -q --no-build-isolation -e .
+	@touch $@
+
+$(DEVELOP): $(MADE) pyproject.toml
+	@echo "==> building pyvmm and its C helper, installing the tools of its tests"
+	@$(VENV)/bin/python -m pip install -q --no-build-isolation -e '.[dev]'
+	@touch $@ $(INSTALLED)
+
+# For a change of the C helper; after an installation, which built it, there is nothing left to compile.
+$(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)
+	@$(VENV)/bin/python setup.py -q build_ext --inplace
+	@touch $@

@@ -1,0 +1,77 @@
+#!/bin/sh
+# tools.sh build|test: finds every Debian package that is missing. `build` is what building pyvmm and its guests takes,
+# `test` adds what some tests use. Root gets them installed; anybody else is told the one command and stops here (1),
+# before anything slow, unless only tests would be skipped. Never calls sudo. PYTHON names the interpreter.
+set -u
+
+what=${1:?build or test}
+PYTHON=${PYTHON:-python3}
+needed= # Debian packages that nothing works without
+wanted= # those without which tests are skipped
+absent= # what those are for, in words
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+need() { # need PACKAGE WHAT
+    needed="$needed $1"
+    absent="$absent${absent:+, }$2"
+}
+
+have gcc || need gcc "a C compiler"
+have ld || need binutils "a linker"
+if have gcc; then
+    echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 || need libc6-dev "the C library's headers"
+    echo '#include <linux/kvm.h>' | gcc -E - >/dev/null 2>&1 || need linux-libc-dev "the kernel's headers"
+else
+    need libc6-dev "the C library's headers" # linux-libc-dev comes with it
+fi
+
+# The packages of Debian's own interpreter follow its name: python3 has python3-dev, python3.12 has python3.12-dev.
+name=$(basename "$PYTHON")
+case $name in python3 | python3.*) ;; *) name=python3 ;; esac
+if ! have "$PYTHON" || ! "$PYTHON" -c '' 2>/dev/null; then
+    need "$name $name-dev $name-venv" "$PYTHON"
+else
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "pyvmm: $PYTHON is $("$PYTHON" -V), pyvmm needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2
+        exit 1
+    fi
+    header=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include") + "/Python.h")')
+    debian=$("$PYTHON" -c 'import sys; print(sys.base_prefix == "/usr")')
+    if ! [ -e "$header" ]; then
+        if [ "$debian" != True ]; then
+            echo "pyvmm: $PYTHON has no C headers ($header): install them, or make PYTHON=python3 ..." >&2
+            exit 1
+        fi
+        need "$name-dev" "$PYTHON's C headers ($header)"
+    fi
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || need "$name-venv" "$PYTHON's venv"
+fi
+
+if [ "$what" = test ]; then
+    have git || wanted="$wanted git"
+    have gdb || wanted="$wanted gdb"
+    have qemu-system-x86_64 || wanted="$wanted qemu-system-x86"
+    { have unshare && have setpriv; } || wanted="$wanted util-linux"
+fi
+
+[ -n "$needed$wanted" ] || exit 0
+if [ "$(id -u)" = 0 ] && have apt-get; then
+    echo "==> installing$needed$wanted"
+    export DEBIAN_FRONTEND=noninteractive
+    log=$(mktemp)
+    # shellcheck disable=SC2086 # the lists are words
+    if { apt-get update -q && apt-get install -qy --no-install-recommends $needed $wanted; } >"$log" 2>&1; then
+        rm -f "$log"
+        exit 0
+    fi
+    tail -n 20 "$log" >&2
+    rm -f "$log"
+    echo "pyvmm: apt-get could not install$needed$wanted" >&2
+    [ -z "$needed" ] || exit 1
+elif [ -n "$needed" ]; then
+    echo "pyvmm: missing: $absent. As root: apt-get install$needed$wanted" >&2
+    exit 1
+else
+    echo "pyvmm: some tests will be skipped. To run them, as root: apt-get install$wanted"
+fi
