@@ -8,6 +8,8 @@ ARGS ?=
 
 export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Warnings of the C compiler are errors in our own builds, not in those of a user with another compiler.
+export PYVMM_WERROR = 1
 SUBMAKE := $(MAKE) --no-print-directory
 
 # Stamps, all inside the virtual environment, so that they go when it goes. Another PYTHON makes it anew.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pyvmm.config import VmConfig
     from pyvmm.errors import (
         BackendError,
         BusConflictError,
         GuestMemoryError,
+        ImageError,
         KvmError,
         KvmUnavailableError,
         LoadError,
@@ -21,13 +23,15 @@ if TYPE_CHECKING:
         UsageError,
         VcpuStuckError,
     )
-    from pyvmm.vm import VM, Exit
+    from pyvmm.runloop import Outcome
+    from pyvmm.vm import VM
 
 __version__ = "0.1.0"
 
 __all__ = [
     "VM",
-    "Exit",
+    "VmConfig",
+    "Outcome",
     "PyvmmError",
     "UsageError",
     "KvmUnavailableError",
@@ -35,6 +39,7 @@ __all__ = [
     "LoadError",
     "GuestMemoryError",
     "BusConflictError",
+    "ImageError",
     "BackendError",
     "VcpuStuckError",
     "TimeLimitError",
@@ -42,7 +47,8 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {"VM": "pyvmm.vm", "Exit": "pyvmm.vm"}  # every other public name is an exception
+_HOMES = {"VM": "pyvmm.vm", "VmConfig": "pyvmm.config", "Outcome": "pyvmm.runloop"}
+"""Where a public name is to be found; every other one is an exception, in `pyvmm.errors`."""
 
 
 def __getattr__(name: str) -> object:

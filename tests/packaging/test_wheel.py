@@ -1,0 +1,157 @@
+"""The sdist and the wheel hold all that they must, and an installed pyvmm needs nothing of the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import ROOT, clean_environment
+
+pytestmark = [
+    pytest.mark.needs("git", "gcc"),
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("wheel"),  # one worker builds, once
+]
+
+PROGRAM = """
+from __future__ import annotations
+
+import sys
+
+from pyvmm import VM, KvmUnavailableError, LoadError, Outcome
+
+
+def run(path: str) -> int:
+    try:
+        with VM(path, mem="64M", timeout=20) as vm:
+            ended: Outcome = vm.wait(timeout=30)
+    except (KvmUnavailableError, LoadError) as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    print(ended.reason, ended.status)
+    return ended.status
+
+
+sys.exit(run(sys.argv[1]))
+"""
+
+
+def tracked(folder: str) -> set[str]:
+    listing = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", folder]
+    names = subprocess.check_output(listing, text=True, timeout=60).splitlines()
+    return {name for name in names if (ROOT / name).is_file()}
+
+
+def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd="/",
+        env=clean_environment() | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_sdist_is_whole(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        members = archive.getmembers()
+    names = {member.name.partition("/")[2] for member in members}
+    assert not [member.name for member in members if member.issym() or member.islnk()]
+    images = {name.replace("guest-images/", "pyvmm/_images/", 1) for name in tracked("guest-images")}
+    wanted = images | tracked("pyvmm") | tracked("tests") | tracked("scripts") | {"setup.py", "LICENSE"}
+    assert wanted - {"pyvmm/_images"} <= names
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
+
+
+def test_the_wheel_is_whole_and_holds_nothing_else(distributions: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(distributions[1]) as archive:
+        names = set(archive.namelist())
+    images = {name.replace("guest-images/", "pyvmm/_images/", 1) for name in tracked("guest-images")}
+    modules = {name for name in tracked("pyvmm") if name.endswith((".py", ".pyi", "py.typed"))}
+    native = {name for name in names if name.endswith(".so")}
+    assert images, "no guest images in the checkout"
+    metadata = {name for name in names if ".dist-info/" in name}
+    assert names - metadata - native == modules | images
+    assert {Path(name).stem.partition(".")[0] for name in native} == {"_kvm"}
+    assert any(name.endswith("licenses/LICENSE") for name in metadata)
+
+
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="no limited API without a GIL")
+def test_the_wheel_fits_every_later_python(distributions: tuple[Path, Path]) -> None:
+    assert distributions[1].name.startswith("pyvmm_kvm-")
+    assert "-cp311-abi3-linux_" in distributions[1].name
+    with zipfile.ZipFile(distributions[1]) as archive:
+        assert "pyvmm/_native/_kvm.abi3.so" in archive.namelist()
+
+
+def test_the_installed_package_is_the_installed_one(installed: Path) -> None:
+    result = run(installed / "python", "-c", "import pyvmm, pyvmm._native._kvm as m; print(m.__file__)")
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()).is_relative_to(installed.parent)
+
+
+def test_it_depends_on_cffi_alone(installed: Path) -> None:
+    result = run(installed / "python", "-m", "pip", "list", "--format=freeze")
+    names = {line.partition("==")[0] for line in result.stdout.splitlines()}
+    assert names <= {"pyvmm-kvm", "cffi", "pycparser", "pip", "setuptools"}
+    assert {"pyvmm-kvm", "cffi"} <= names
+
+
+def test_the_version_has_one_home(installed: Path) -> None:
+    shown = run(installed / "pyvmm", "--version")
+    metadata = run(installed / "python", "-c", "from importlib.metadata import version; print(version('pyvmm-kvm'))")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.split()[-1] == metadata.stdout.strip()
+    assert run(installed / "python", "-m", "pyvmm", "--version").stdout == shown.stdout
+
+
+@pytest.mark.needs("kvm")
+def test_the_packaged_hello_runs_from_anywhere(installed: Path, tmp_path: Path) -> None:
+    cache = {"PYVMM_CACHE": str(tmp_path / "cache")}
+    built = run(installed / "pyvmm", "image", "build", "hello64", **cache)
+    assert built.returncode == 0, built.stderr
+    path = run(installed / "pyvmm", "image", "path", "hello64", **cache).stdout.strip()
+    result = run(installed / "pyvmm", "run", path, "--timeout", "30s", **cache)
+    about = tomllib.loads((ROOT / "guest-images/hello64/guest.toml").read_text())
+    assert result.stderr == ""
+    assert "hello" in result.stdout.lower()
+    assert (result.stdout, result.returncode) == (about["run"][0]["stdout"], about["run"][0]["status"])
+
+
+def test_a_strictly_typed_program_checks_against_it(installed: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, "--cache-dir", str(tmp_path)]
+    result = run(*mypy, "--python-executable", installed / "python", program)
+    assert result.returncode == 0, result.stdout + result.stderr
+    program.write_text(PROGRAM.replace("timeout=30", "timeout=b'30'"))
+    result = run(*mypy, "--python-executable", installed / "python", program)
+    assert "[arg-type]" in result.stdout, "the installed package is not typed: " + result.stdout
+
+
+@pytest.mark.needs("kvm")
+def test_that_program_runs(installed: Path, tmp_path: Path) -> None:
+    from tests.support.guests import EXIT_5
+
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "five.bin").write_bytes(EXIT_5)
+    result = run(installed / "python", tmp_path / "program.py", tmp_path / "five.bin")
+    assert result.returncode == 11, result.stderr
+
+
+def test_that_program_says_what_is_wrong_with_a_kernel(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "empty.bin").write_bytes(b"")
+    result = run(installed / "python", tmp_path / "program.py", tmp_path / "empty.bin")
+    assert result.returncode in (126, 127)
+    assert result.stderr.count("\n") == 1
