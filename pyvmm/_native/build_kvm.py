@@ -1,0 +1,189 @@
+"""Builds the extension module `pyvmm._native._kvm`; setuptools runs it through `cffi_modules` in setup.py.
+
+Imports cffi and ioctl_opt, which only a build needs, and nothing of pyvmm: tables of plain data are run by path. What
+it does:
+
+- every request number is `ioctl_opt.IOC(direction, 0xAE, number, sizeof(argument))`, the size from cffi;
+- kvm_abi.h is the cdef, and the same file is compiled; <linux/kvm.h> is not, so that an old one will do;
+- a second translation unit, which includes <linux/kvm.h> and nothing of ours, asserts every request number, size,
+  offset and constant against it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import runpy
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ioctl_opt
+from cffi import FFI
+
+MODULE = "pyvmm._native._kvm"
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+GENERATED = ROOT / "build" / "native"
+
+FUNCTIONS = """
+int pyvmm_ioctl(int fd, unsigned long request, unsigned long value);
+int pyvmm_ioctl_ptr(int fd, unsigned long request, void *argument);
+int pyvmm_run(int vcpu_fd);
+int pyvmm_kick_install(void);
+int pyvmm_kick_enter(int signal_number);
+int pyvmm_kick(int tid, int signal_number);
+"""
+
+ABI = (HERE / "kvm_abi.h").read_text()
+TABLES = runpy.run_path(str(HERE / "requests.py"))
+CONSTANTS = ("constants.py", "exits.py")
+"""Modules of pyvmm/kvm whose KVM_ names are constants of the kernel's interface."""
+
+NO_MEANING = ("pad", "reserved", "dummy")
+"""A field whose name begins so is not held against the header: see kvm_abi.h."""
+
+
+def abi() -> FFI:
+    """The structures of kvm_abi.h, laid out by cffi."""
+    ffi = FFI()
+    ffi.cdef(ABI)
+    return ffi
+
+
+def request_numbers(ffi: FFI) -> dict[str, int]:
+    """Every request's number, by name."""
+    directions = {0: 0, TABLES["WRITE"]: ioctl_opt.IOC_WRITE, TABLES["READ"]: ioctl_opt.IOC_READ}
+    numbers = {}
+    for name, direction, number, argument, _section, _since in TABLES["REQUESTS"]:
+        bits = directions[direction & 1] | directions[direction & 2]
+        size = ffi.sizeof(argument) if argument else 0
+        numbers[name] = ioctl_opt.IOC(bits, TABLES["KVMIO"], number, size)
+    return numbers
+
+
+def constants() -> dict[str, int]:
+    """Every constant of the kernel's interface that pyvmm.kvm has, by name."""
+    found: dict[str, int] = {}
+    for file in CONSTANTS:
+        names = runpy.run_path(str(HERE.parent / "kvm" / file))
+        found |= {name: value for name, value in names.items() if name.startswith("KVM_") and type(value) is int}
+    return found
+
+
+def structures(ffi: FFI) -> list[Any]:
+    """The structures of kvm_abi.h that <linux/kvm.h> has under the same name."""
+    # What is named there and anonymous in the kernel's header is checked as a member of what holds it.
+    ours = ("kvm_run_", "kvm_vcpu_events_", "kvm_hyperv_exit_", "kvm_xen_exit_")
+    return [ffi.typeof(f"struct {name}") for name in ffi.list_types()[1] if not name.startswith(ours)]
+
+
+def _is_record(field: Any) -> bool:
+    return field.type.kind in ("struct", "union")
+
+
+def _members(record: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every field of a structure with its path, those of nested structures too; anonymous unions have no path."""
+    for name, field in record.fields or ():
+        if name.startswith(NO_MEANING):
+            continue
+        path = f"{prefix}{name}"
+        if name:
+            yield path, field
+        if _is_record(field):
+            yield from _members(field.type, f"{path}." if name else prefix)
+
+
+def _guard(path: str) -> str:
+    """The macro that came with this part of a structure, or "" if Linux 4.18's header has it."""
+    parts = path.split(".")
+    for length in range(1, len(parts) + 1):
+        macro = TABLES["NEWER_PARTS"].get(".".join(parts[:length]))
+        if macro:
+            return str(macro)
+    return ""
+
+
+def checks(ffi: FFI) -> Iterator[tuple[str, str, int]]:
+    """Every assertion against <linux/kvm.h>: (guarding macro or "", expression, value)."""
+    newer = {name for name, *_rest, since in TABLES["REQUESTS"] if since}
+    for name, number in request_numbers(ffi).items():
+        yield name if name in newer else "", name, number
+    for record in structures(ffi):
+        tag = record.cname.removeprefix("struct ")
+        yield _guard(tag), f"sizeof(struct {tag})", ffi.sizeof(record)
+        for path, field in _members(record, ""):
+            guard = _guard(f"{tag}.{path}")
+            yield guard, f"offsetof(struct {tag}, {path})", ffi.offsetof(record, *path.split("."))
+            if field.type.kind != "array" or field.type.length is not None:
+                yield guard, f"sizeof(((struct {tag} *)0)->{path})", ffi.sizeof(field.type)
+    for name, value in constants().items():
+        yield name, name, value
+
+
+def check_unit(ffi: FFI) -> str:
+    """The translation unit that holds pyvmm's view of the interface against this machine's <linux/kvm.h>."""
+    lines = [
+        "/* Written by build_kvm.py. A line that fails to compile names what differs from <linux/kvm.h>. */",
+        "#if __has_include(<linux/kvm.h>)",
+        "#include <stddef.h>",
+        "#include <linux/kvm.h>",
+    ]
+    for guard, expression, value in checks(ffi):
+        line = f'_Static_assert({expression} == {value}, "{expression}");'
+        lines += [f"#ifdef {guard}", line, "#endif"] if guard else [line]
+    lines += ["#endif", "extern int pyvmm_kvm_header_checked;", "int pyvmm_kvm_header_checked = 1;", ""]
+    return "\n".join(lines)
+
+
+def obstacle() -> str:
+    """Why the module cannot be built here: one line, or "" if nothing is known to be in the way."""
+    if sys.platform != "linux":
+        return f"KVM is part of Linux, and this is {platform.system() or sys.platform}"
+    if platform.machine() not in ("x86_64", "AMD64") or sys.maxsize < 1 << 32:
+        return f"only 64-bit x86 is supported, and this is {platform.machine() or 'unknown'}"
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        return f"there is no C compiler: {compiler} was not found (Debian: apt install gcc; or set CC)"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        return f"{header} is missing (Debian: apt install python3-dev)"
+    return ""
+
+
+def ffi_builder() -> FFI:
+    """What setuptools builds."""
+    layout = abi()
+    numbers = request_numbers(layout)
+    source = ["#include <stdint.h>", '#include "kvm_abi.h"', '#include "kvm_helper.h"']
+    source += [f"#define {name} {number:#x}" for name, number in numbers.items()]
+    check = GENERATED / "kvm_check.c"
+    check.parent.mkdir(parents=True, exist_ok=True)
+    text = check_unit(layout)
+    if not check.exists() or check.read_text() != text:
+        check.write_text(text)
+    strict = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+    builder = FFI()
+    builder.cdef(ABI)
+    builder.cdef(FUNCTIONS + "".join(f"#define {name} {number}\n" for name, number in numbers.items()))
+    builder.set_source(
+        MODULE,
+        "\n".join(source),
+        sources=[str((HERE / "kvm_helper.c").relative_to(ROOT)), str(check.relative_to(ROOT))],
+        depends=[str(HERE / name) for name in ("kvm_abi.h", "kvm_helper.h", "requests.py")],
+        include_dirs=[str(HERE)],
+        define_macros=[("PYVMM_KVM_RUN", hex(numbers["KVM_RUN"]))],
+        # A user's odd compiler must not break an installation: warnings are errors in this project's builds alone.
+        extra_compile_args=["-std=gnu11", *(strict if os.environ.get("PYVMM_WERROR") == "1" else [])],
+    )
+    return builder
+
+
+# setuptools runs this file for every command. Making an sdist compiles nothing and must work anywhere.
+if {"sdist", "egg_info"}.isdisjoint(sys.argv) and (problem := obstacle()):
+    raise SystemExit(f"pyvmm: {problem}")
+
+ffibuilder = ffi_builder()

@@ -1,0 +1,27 @@
+/*
+ * The C side of pyvmm.kvm: the system calls that Python has no safe or fast way to make. No state, no Python, no KVM
+ * structures. Every function returns a result that is not negative, or minus an error number.
+ */
+#ifndef PYVMM_KVM_HELPER_H
+#define PYVMM_KVM_HELPER_H
+
+/* ioctl(2) with a number, or with a pointer, as its argument; started again when a signal interrupts it. */
+int pyvmm_ioctl(int fd, unsigned long request, unsigned long value);
+int pyvmm_ioctl_ptr(int fd, unsigned long request, void *argument);
+
+/* One KVM_RUN. A signal makes it return -EINTR. */
+int pyvmm_run(int vcpu_fd);
+
+/*
+ * Give one real-time signal that nobody uses an empty handler, and return its number. The handler is there so that
+ * the signal makes KVM_RUN return rather than end the process. Calling it again finds the same signal.
+ */
+int pyvmm_kick_install(void);
+
+/* Let the calling thread be kicked, whatever signals it had blocked; returns its thread id. */
+int pyvmm_kick_enter(int signal_number);
+
+/* Send the kick to thread `tid` of this process. */
+int pyvmm_kick(int tid, int signal_number);
+
+#endif
