@@ -1,0 +1,149 @@
+"""The console on standard input and output: a terminal, pipes, files, or nothing at all.
+
+May import the sink, the pump and the terminal. If standard input is a terminal it is put into raw mode and the escape
+key works; otherwise bytes pass unchanged in both directions, and the end of the input is no event at all.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm.backends.pump import InputPump
+from pyvmm.backends.sink import OutputSink
+from pyvmm.backends.terminal import CTRL_A, EscapeFilter, Terminal
+from pyvmm.errors import BackendError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.backends import Link
+
+TYPE_AHEAD = 1 << 20
+"""Bytes typed or pasted that wait for the guest at most. As long as there is room, the escape key is heard."""
+
+
+class StdioConsole:
+    """Standard input and output as a console.
+
+    `quit()` is called when the user leaves by the escape key, `state()` returns the text that the user asked for,
+    `say(text)` shows text of the VMM to the user. `failure` is the errno that ended output, or 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        escape: int | None = CTRL_A,
+        quit: Callable[[], None],
+        state: Callable[[], str],
+        say: Callable[[str], None],
+        stdin: int = 0,
+        stdout: int = 1,
+    ) -> None:
+        self.failure = 0
+        self.terminal: Terminal | None = None
+        self._filter = EscapeFilter(escape)
+        self._quit = quit
+        self._state = state
+        self._say = say
+        self._stdin = stdin
+        self._stdout = stdout
+        self._ended = False
+        self._last = b""
+        self._link: Link | None = None
+        self._sink: OutputSink | None = None
+        self._pump: InputPump | None = None
+
+    def start(self, link: Link) -> None:
+        """Take the terminal and begin to read. Raises BackendError if the terminal cannot be set."""
+        self._link = link
+        self._sink = OutputSink(self._stdout, hold=link.hold, release=link.release, broken=self._broken)
+        limit = 4096
+        if os.isatty(self._stdin):
+            self.terminal = Terminal(self._stdin, raw_output=os.isatty(self._stdout))
+            self.terminal.enter()
+            limit = TYPE_AHEAD
+        self._pump = InputPump("console-input", self._watch, self._ready, limit=limit)
+        self._pump.start(link.receive)
+
+    def write(self, data: bytes) -> None:
+        """Output of the guest."""
+        self._last = data
+        if self._sink is not None:
+            self._sink.write(data)
+
+    def input_ready(self) -> None:
+        """The device has room again."""
+        if self._pump is not None:
+            self._pump.input_ready()
+
+    def drain(self, timeout: float | None) -> bool:
+        """Wait until all output is written; False once `timeout` seconds have gone by without progress."""
+        return self._sink is None or self._sink.drain(timeout)
+
+    def close(self) -> None:
+        """Put the terminal back and stop reading and writing."""
+        if self._pump is not None:
+            self._pump.close()
+        if self._sink is not None:
+            self._sink.close()
+        self.restore()
+
+    def restore(self) -> None:
+        """Put the terminal back, nothing else; any thread, any time."""
+        if self.terminal is not None:
+            self.terminal.restore()
+
+    def resumed(self) -> None:
+        """The process goes on after a stop (SIGCONT): take the terminal again."""
+        if self.terminal is None or self._pump is None:
+            return
+        try:
+            self.terminal.enter()
+        except BackendError:
+            return  # the terminal has gone meanwhile: the next read says so
+        self._pump.wake()
+
+    def leave_line(self) -> bool:
+        """Whether the guest has left a terminal's cursor inside a line; who asks is about to end that line."""
+        inside = self._last[-1:] not in (b"", b"\n") and os.isatty(self._stdout)
+        self._last = b""
+        return inside
+
+    @property
+    def raw(self) -> bool:
+        """Whether the terminal is in raw mode."""
+        return self.terminal is not None and self.terminal.raw
+
+    def _watch(self) -> tuple[int, int | None]:
+        # In the background a read would stop the whole process (SIGTTIN): wait for resumed().
+        away = self.terminal is not None and not self.terminal.foreground()
+        return (-1 if self._ended or away else self._stdin), None
+
+    def _ready(self) -> None:
+        try:
+            data = os.read(self._stdin, 4096)
+        except BlockingIOError:
+            return
+        except OSError:  # closed, or the terminal hung up
+            data = b""
+        if not data:
+            self._ended = True
+            return
+        commands = ""
+        if self.terminal is not None:
+            data, commands = self._filter.feed(data)
+        assert self._pump is not None
+        self._pump.add(data)
+        for command in commands:
+            if command == "q":
+                self._quit()
+            elif command == "h":
+                self._say(self._filter.help())
+            else:
+                self._say(self._state())
+
+    def _broken(self, errno: int) -> None:
+        self.failure = errno
+        assert self._link is not None
+        self._link.broken(errno)

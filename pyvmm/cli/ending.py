@@ -1,0 +1,158 @@
+"""What `pyvmm run` shows beside the console: the dry run, the state of a running VM, statistics, the report file.
+
+May import vm and below. Nothing of this is on the way of a plain run.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from pyvmm.errors import PyvmmError, UsageError, VcpuStuckError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pyvmm.boot import LoadedKernel
+    from pyvmm.config import VmConfig
+    from pyvmm.runloop import Outcome
+    from pyvmm.vm import VM
+
+
+VCPUS_SHOWN = 8
+
+
+class ReportFile:
+    """The file that says how the run ended, as JSON, in one piece or not at all.
+
+    Made before anything runs, so that a path that cannot be written is an error of the command line and not of the
+    run. A report of an earlier run is removed then: what stands there afterwards is about this run.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises UsageError, which names what is wrong with `path`."""
+        self.path = path
+        try:
+            kind = os.stat(path).st_mode
+        except FileNotFoundError:
+            kind = 0
+        except OSError as error:
+            raise UsageError(f"--report: cannot write {path}: {error.strerror}") from None
+        self._replace = not kind or stat.S_ISREG(kind)
+        if stat.S_ISDIR(kind):
+            raise UsageError(f"--report: {path} is a directory")
+        if not self._replace:  # a device, a FIFO: it is written to, and no file made beside it
+            return
+        folder = os.path.dirname(path) or "."
+        if not os.path.isdir(folder):
+            raise UsageError(f"--report: there is no directory {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"--report: cannot write in {folder}")
+        if kind:
+            os.unlink(path)
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """Write it. Raises PyvmmError."""
+        import json
+
+        data = (json.dumps(summary, indent=2) + "\n").encode()
+        part = f"{self.path}.{os.getpid()}.part" if self._replace else self.path
+        try:
+            with open(part, "wb") as file:
+                file.write(data)
+            if self._replace:
+                os.replace(part, self.path)
+        except OSError as error:
+            if self._replace and os.path.exists(part):
+                os.unlink(part)
+            raise PyvmmError(f"--report: cannot write {self.path}: {error.strerror}") from None
+
+
+def summary(outcome: Outcome, vm: VM | None, duration: float) -> dict[str, Any]:
+    """What the report file says. `duration` is in seconds, from the parsed command line to the end."""
+    from pyvmm import __version__
+
+    stats = None if vm is None else vm.stats
+    return {
+        "reason": outcome.reason,
+        "status": outcome.status,
+        "detail": outcome.detail,
+        "duration": round(duration, 6),
+        "exits": {} if stats is None else stats.exits,
+        "unclaimed": 0 if stats is None else stats.unclaimed,
+        "report": report_text(outcome) or None,
+        "kernel": None if vm is None else vm.config.kernel,
+        "pyvmm": __version__,
+    }
+
+
+def report_text(outcome: Outcome) -> str:
+    """The outcome's crash report, or the traceback of a fault of pyvmm; empty where there is neither."""
+    report = outcome.report
+    if report is None:
+        return ""
+    return str(getattr(report, "text", report))
+
+
+def stats_text(vm: VM) -> str:
+    """The block of `--stats`."""
+    import resource
+
+    stats = vm.stats
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    exits = ", ".join(f"{name} {count}" for name, count in sorted(stats.exits.items())) or "none"
+    return "\n".join(
+        (
+            f"exits      {sum(stats.exits.values())} ({exits})",
+            f"unclaimed  {stats.unclaimed} accesses that no device answered",
+            f"guest ran  {stats.seconds:.3f} s",
+            f"CPU time   {used.ru_utime + used.ru_stime:.3f} s (user {used.ru_utime:.3f}, system {used.ru_stime:.3f})",
+            f"memory     {used.ru_maxrss >> 10} MiB at most, with what the guest used of its {vm.config.mem >> 20} MiB",
+        )
+    )
+
+
+def dry_run_text(loaded: LoadedKernel, config: VmConfig) -> str:
+    """What `--dry-run` shows: what is loaded where, and the devices the guest would find."""
+    from pyvmm import layout
+    from pyvmm.machine import Machine
+
+    machine = Machine(layout.ram_ranges(config.mem), lambda *_: None, lambda _: None, lambda _: None)
+    lines = [loaded.describe(), f"vCPUs         {config.cpus} ({config.cpu})"]
+    for kind, bus, width in (("port", machine.ports, 4), ("MMIO", machine.mmio, 10)):
+        for base, length, device in bus.ranges():
+            last = base + length - 1
+            place = f"{base:#0{width + 2}x}" + (f"-{last:#0{width + 2}x}" if length > 1 else "")
+            lines.append(f"{kind + ' device':<14}{place:<25}{device.name}")
+    return "\n".join(lines)
+
+
+def state_text(vm: VM) -> str:
+    """One screen about a running VM, which is paused for the moment that it takes to look."""
+    from pyvmm.debug.state import MP_STATES, capture
+
+    try:
+        vm.pause()
+        states = [capture(vcpu) for vcpu in vm.vcpus]
+    except VcpuStuckError as error:
+        return str(error)
+    finally:
+        vm.resume()
+    lines = []
+    for state in states[:VCPUS_SHOWN]:
+        if not state.whole:
+            lines.append(f"vCPU {state.index}  cannot be read: {'; '.join(state.unread.values())}")
+            continue
+        at = f"{state.reg('rip'):#x}"
+        lines.append(f"vCPU {state.index}  {MP_STATES.get(state.mp_state or 0)} at {at}, {state.describe_mode()}")
+    if len(states) > VCPUS_SHOWN:
+        lines.append(f"... and {len(states) - VCPUS_SHOWN} more")
+    first = states[0]
+    if first.regs is not None:
+        cells = [f"{name:>6} {value:016x}" for name, value in first.regs.items()]
+        lines += ["".join(cells[at : at + 3]) for at in range(0, len(cells), 3)]
+    stats = vm.stats
+    exits = ", ".join(f"{name} {count}" for name, count in sorted(stats.exits.items())) or "none"
+    lines.append(f"exits   {exits}; {stats.unclaimed} unclaimed; running for {stats.seconds:.1f} s")
+    return "\n".join(lines)

@@ -1,0 +1,255 @@
+"""`pyvmm run`: options to a VM, the VM to an exit status.
+
+May import vm and config, options, signals, progress and the console back-ends. Standard output is the guest's console,
+byte for byte; whatever pyvmm says goes to standard error.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from pyvmm.cli import ending
+from pyvmm.cli.options import RUN, describe, parse
+from pyvmm.cli.progress import LEVELS, log
+from pyvmm.cli.signals import Signals
+from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, UsageError, VcpuStuckError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pyvmm.cli.options import Arguments
+    from pyvmm.config import VmConfig
+    from pyvmm.runloop import Outcome
+    from pyvmm.vm import VM
+
+HELP = "boot a kernel in a virtual machine"
+USAGE_HINT = "usage: pyvmm run [options] KERNEL (pyvmm run --help lists the options)"
+SLICE = 0.25
+"""Seconds between two looks for a signal while output waits for its reader."""
+GRACE = 1.0
+"""Seconds without progress after which output that nobody reads is given up, where the run has been cut short."""
+STATUS_SIGPIPE = 128 + 13
+CUT_SHORT = ("time-limit", "signal", "quit")
+TOLD = ("crash", "panic", "stuck", "time-limit", "error")
+"""Outcomes of which the user is told at every log level."""
+SETTINGS = (
+    "append",
+    "cpu",
+    "cpus",
+    "flat-mode",
+    "initrd",
+    "kernel-format",
+    "load-addr",
+    "mem",
+    "timeout",
+)
+"""The options that are VmConfig's, by the same names."""
+
+
+def main(argv: list[str]) -> int:
+    """Run one VM as `argv` says; returns the exit status."""
+    signals = Signals()
+    signals.install()
+    try:
+        arguments = parse(RUN, argv)
+        if "help" in arguments.values:
+            text = "Boot KERNEL in a virtual machine; standard output is the guest's console."
+            print(describe("pyvmm run", RUN, "KERNEL", text).format_help(), end="")
+            return 0
+        if "version" in arguments.values:
+            from pyvmm.cli.main import version
+
+            print(version())
+            return 0
+        return Run(arguments, signals).main()
+    except UsageError as error:
+        log.error(f"error: {error}")
+        log.error(USAGE_HINT)
+        return STATUS_USAGE
+
+
+class Run:
+    """One run of one VM, from its arguments to its exit status. Raises UsageError for what cannot be meant."""
+
+    def __init__(self, arguments: Arguments, signals: Signals) -> None:
+        from pyvmm.backends.console import make_console
+        from pyvmm.backends.terminal import parse_escape
+
+        values: dict[str, Any] = arguments.values
+        if "log" in values:
+            log.level = LEVELS.index(values["log"])
+        if arguments.command is not None:
+            raise UsageError("running a command in the guest (-- CMD) is not supported yet")
+        self.signals = signals
+        self.config = make_config(arguments)
+        self.console = make_console(
+            values.get("console", "stdio"),
+            escape=parse_escape(values.get("escape", "^A")),
+            quit=self._quit,
+            state=self._state,
+            say=log.say,
+        )
+        self.dry = "dry-run" in values
+        self.stats = "stats" in values
+        self.report = ending.ReportFile(values["report"]) if "report" in values else None
+        self.vm: VM | None = None
+        self._began = time.monotonic()
+
+    def main(self) -> int:
+        """Run, tell the user how it ended, write the report; returns the exit status."""
+        from pyvmm.runloop import Outcome
+
+        outcome = Outcome("error", STATUS_VMM_ERROR, "the run did not come to its end")
+        try:
+            outcome = self._dry_run() if self.dry else self._run()
+        except Exception as error:
+            status = getattr(error, "exit_status", STATUS_VMM_ERROR)
+            outcome = Outcome("error", status, str(error) or type(error).__name__)
+            raise
+        finally:
+            if self.report is not None:
+                self.report.write(ending.summary(outcome, self.vm, time.monotonic() - self._began))
+        return outcome.status
+
+    def _dry_run(self) -> Outcome:
+        from pyvmm.runloop import Outcome
+        from pyvmm.vm import VM
+
+        vm = VM(config=self.config)
+        try:
+            print(ending.dry_run_text(vm.load(), self.config))
+        finally:
+            vm.close()
+        return Outcome("dry-run", 0, "nothing was run")
+
+    def _run(self) -> Outcome:
+        from pyvmm.vm import VM
+
+        self.vm = vm = VM(config=self.config, console=self.console)
+        self._watch_console()
+        if self.signals.received:
+            return self._signalled()
+        stuck = ""
+        try:
+            vm.start()
+            # A signal that came while the VM started ends it here.
+            self.signals.on_end(lambda number: vm.stop(self._signalled()))
+            log.info(f"running {self.config.kernel}")
+            try:
+                outcome = vm.wait()
+            except VcpuStuckError as error:
+                outcome = self._stuck(error)
+                stuck = str(error)
+            self._deliver(outcome)
+            outcome = self._judge(outcome)
+        finally:
+            self.console.close()
+        self._tell(outcome, vm)
+        if stuck:
+            self._leave(outcome)
+        vm.close()
+        return outcome
+
+    # --- While it runs -----------------------------------------------------------------------------------------------
+
+    def _watch_console(self) -> None:
+        """Let signals and the log know the console: it has the terminal, and what must not be left behind."""
+        from pyvmm.backends.stdio import StdioConsole
+
+        self.signals.at_once = self.console.restore
+        if isinstance(self.console, StdioConsole):
+            console = self.console
+            self.signals.on_resume = console.resumed
+            log.raw = lambda: console.raw
+            log.leave_line = console.leave_line
+
+    def _quit(self) -> None:
+        from pyvmm.runloop import Outcome
+
+        if self.vm is not None:
+            self.vm.stop(Outcome("quit", 0, "ended by the escape key"))
+
+    def _state(self) -> str:
+        return ending.state_text(self.vm) if self.vm is not None else "the machine does not run yet"
+
+    # --- When it has ended -------------------------------------------------------------------------------------------
+
+    def _deliver(self, outcome: Outcome) -> None:
+        """Wait until all output is written.
+
+        A guest that ended by itself waits for its reader as any program does, up to the time limit; a run that was
+        cut short only as long as the reader still reads.
+        """
+        if outcome.reason not in CUT_SHORT:
+            limit = self.config.timeout and self._began + self.config.timeout
+            while not self.signals.received and not (limit and time.monotonic() > limit):
+                if self.console.drain(SLICE):
+                    return
+        if not self.console.drain(GRACE):
+            log.warn("the end of the guest's output is lost: nobody reads it")
+
+    def _judge(self, outcome: Outcome) -> Outcome:
+        """How the process ends, which what happened outside of the guest may change."""
+        from pyvmm.runloop import Outcome
+
+        if self.signals.received:
+            return self._signalled()
+        failure = self.console.failure
+        if failure == errno.EPIPE:
+            return Outcome("signal", STATUS_SIGPIPE, "nobody reads the console's output any more")
+        if failure:
+            return Outcome("error", STATUS_VMM_ERROR, f"cannot write the console's output: {os.strerror(failure)}")
+        return outcome
+
+    def _signalled(self) -> Outcome:
+        from pyvmm.runloop import Outcome
+
+        number = self.signals.received
+        return Outcome("signal", 128 + number, f"ended by signal {number}")
+
+    def _stuck(self, error: VcpuStuckError) -> Outcome:
+        assert self.vm is not None
+        outcome = self.vm.exit
+        if outcome is not None and outcome.reason in CUT_SHORT:
+            return outcome
+        from pyvmm.runloop import Outcome
+
+        return Outcome("error", error.exit_status, str(error))
+
+    def _tell(self, outcome: Outcome, vm: VM) -> None:
+        if outcome.reason in TOLD:
+            log.error(outcome.detail)
+        else:
+            log.info(f"ended: {outcome.detail}")
+        report = ending.report_text(outcome)
+        if report and (outcome.reason != "error" or log.debugging):
+            log.say(report)
+        if self.stats:
+            log.say(ending.stats_text(vm))
+
+    def _leave(self, outcome: Outcome) -> None:
+        """End the process around a vCPU that KVM does not give back: nothing may be unmapped under it."""
+        log.error("a vCPU does not come back from KVM and is left behind")
+        if self.report is not None:
+            self.report.write(ending.summary(outcome, self.vm, time.monotonic() - self._began))
+        os._exit(outcome.status)
+
+
+def make_config(arguments: Arguments) -> VmConfig:
+    """The VM that the arguments describe. Raises UsageError."""
+    from pyvmm.config import VmConfig
+
+    if not arguments.positional:
+        raise UsageError("no KERNEL given")
+    kernel, *others = arguments.positional
+    if others:
+        raise UsageError(f"one KERNEL expected, but there is also {others[0]!r}")
+    settings: dict[str, Any] = {
+        option.replace("-", "_"): value for option, value in arguments.values.items() if option in SETTINGS
+    }
+    if "append" in settings:
+        settings["append"] = " ".join(settings["append"])
+    return VmConfig(kernel, **settings)
