@@ -88,6 +88,10 @@ class BusConflictError(PyvmmError, ValueError):
     """A range to be attached overlaps another one or does not fit the bus."""
 
 
+class ImageError(PyvmmError):
+    """A guest image cannot be built or kept: a tool is missing, a source does not compile, the cache is not writable."""
+
+
 class BackendError(PyvmmError, OSError):
     """What a device is connected to (a file, a socket, a terminal) cannot be had."""
 
