@@ -63,7 +63,7 @@ lint:
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
+	$(VENV)/bin/lint-imports --no-logo
 
 bench:
 	@scripts/check-kvm.sh
@@ -74,7 +74,7 @@ bench:
 images:
 	@scripts/tools.sh build
 	@$(SUBMAKE) $(INSTALLED) $(NATIVE)
-	@$(VENV)/bin/pyvmm image build $(ARGS)
+	@$(VENV)/bin/pyvmm image build $(or $(ARGS),all)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -28,7 +28,9 @@ SAYS = {
 }
 
 
-SETUP = "import platform, runpy, sys, sysconfig, setuptools; sysconfig.get_config_vars(); {}; runpy.run_path('setup.py')"
+SETUP = (
+    "import platform, runpy, sys, sysconfig, setuptools; sysconfig.get_config_vars(); {}; runpy.run_path('setup.py')"
+)
 
 
 def build(checkout: Path, pretend: str = "pass", **environment: str) -> subprocess.CompletedProcess[str]:
