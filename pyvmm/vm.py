@@ -131,7 +131,7 @@ class VM:
 
     def _create(self) -> None:
         from pyvmm.kvm import Kvm
-        from pyvmm.kvm.setup import create_vcpus, create_vm
+        from pyvmm.kvm.assembly import create_vcpus, create_vm
 
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
