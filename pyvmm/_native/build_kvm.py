@@ -1,7 +1,7 @@
 """Builds the extension module `pyvmm._native._kvm`; setuptools runs it through `cffi_modules` in setup.py.
 
-Imports cffi and ioctl_opt, which only a build needs, and nothing of pyvmm: tables of plain data are run by path. What
-it does:
+Imports cffi and ioctl_opt, which only a build needs, and nothing of pyvmm: tables of plain data are run by path. Run
+as a program it writes the module's type stub, _kvm.pyi, to stdout. What the build does:
 
 - every request number is `ioctl_opt.IOC(direction, 0xAE, number, sizeof(argument))`, the size from cffi;
 - kvm_abi.h is the cdef, and the same file is compiled; <linux/kvm.h> is not, so that an old one will do;
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import runpy
 import shutil
 import sys
@@ -74,26 +75,24 @@ def constants() -> dict[str, int]:
     return found
 
 
+OURS = ("kvm_run_", "kvm_vcpu_events_", "kvm_hyperv_exit_", "kvm_xen_exit_", "kvm_irqchip_", "kvm_irq_routing_target")
+"""How structures and unions begin that are anonymous in <linux/kvm.h>: checked as members of what holds them."""
+
+
 def structures(ffi: FFI) -> list[Any]:
     """The structures of kvm_abi.h that <linux/kvm.h> has under the same name."""
-    # What is named there and anonymous in the kernel's header is checked as a member of what holds it.
-    ours = ("kvm_run_", "kvm_vcpu_events_", "kvm_hyperv_exit_", "kvm_xen_exit_")
-    return [ffi.typeof(f"struct {name}") for name in ffi.list_types()[1] if not name.startswith(ours)]
-
-
-def _is_record(field: Any) -> bool:
-    return field.type.kind in ("struct", "union")
+    return [ffi.typeof(f"struct {name}") for name in ffi.list_types()[1] if not name.startswith(OURS)]
 
 
 def _members(record: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every field of a structure with its path, those of nested structures too; anonymous unions have no path."""
+    """The fields of a structure with their paths, and those of what is anonymous in the header below them."""
     for name, field in record.fields or ():
         if name.startswith(NO_MEANING):
             continue
         path = f"{prefix}{name}"
         if name:
             yield path, field
-        if _is_record(field):
+        if field.type.kind in ("struct", "union") and field.type.cname.split()[-1].startswith(OURS):
             yield from _members(field.type, f"{path}." if name else prefix)
 
 
@@ -182,8 +181,85 @@ def ffi_builder() -> FFI:
     return builder
 
 
-# setuptools runs this file for every command. Making an sdist compiles nothing and must work anywhere.
-if {"sdist", "egg_info"}.isdisjoint(sys.argv) and (problem := obstacle()):
-    raise SystemExit(f"pyvmm: {problem}")
+STUB_HEAD = '''"""Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from kvm_abi.h and requests.py.
 
-ffibuilder = ffi_builder()
+A function returns a result that is not negative, or minus an error number; kvm_helper.h says what each does. A
+structure's fields are attributes; kvm_abi.h names the section of the KVM API document that describes it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar, overload
+
+T = TypeVar("T")
+
+class Array(Generic[T]):
+    """A C array: bounds-checked, without negative indexes."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T]: ...
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Array[T]: ...
+    @overload
+    def __setitem__(self, index: int, value: T) -> None: ...
+    @overload
+    def __setitem__(self, index: slice, value: Any) -> None: ...
+
+class FFI:
+    """What pyvmm uses of a compiled cffi module's `ffi`."""
+
+    NULL: Any
+    def new(self, cdecl: str, init: Any = ...) -> Any: ...
+    def cast(self, cdecl: str, value: Any) -> Any: ...
+    def sizeof(self, cdecl: Any) -> int: ...
+    def offsetof(self, cdecl: str, *fields: str) -> int: ...
+    def addressof(self, cdata: Any, *fields: str) -> Any: ...
+    def from_buffer(self, cdecl: Any, buffer: Any = ..., require_writable: bool = ...) -> Any: ...
+    def buffer(self, cdata: Any, size: int = ...) -> Any: ...
+    def unpack(self, cdata: Any, length: int) -> Any: ...
+    def memmove(self, to: Any, source: Any, length: int) -> None: ...
+    def release(self, cdata: Any) -> None: ...
+    def typeof(self, cdecl: Any) -> Any: ...
+    def list_types(self) -> tuple[list[str], list[str], list[str]]: ...
+
+'''
+
+
+def _stub_type(kind: Any) -> str:
+    if kind.kind in ("struct", "union"):
+        return str(kind.cname.split()[-1])
+    if kind.kind == "array":
+        return f"Array[{_stub_type(kind.item)}]"
+    return "Any" if kind.kind == "pointer" else "bytes" if kind.cname == "char" else "int"
+
+
+def stub(ffi: FFI) -> str:
+    """The text of _kvm.pyi."""
+    lines = ["class Lib:"]
+    for declaration in FUNCTIONS.strip().splitlines():
+        name, parameters = re.fullmatch(r"int (\w+)\((.*)\);", declaration).groups()  # type: ignore[union-attr]
+        typed = [
+            f"{words[-1].lstrip('*')}: {'Any' if '*' in words[-1] else 'int'}"
+            for words in (parameter.split() for parameter in parameters.split(","))
+            if words != ["void"]
+        ]
+        lines.append(f"    def {name}({', '.join(['self', *typed])}) -> int: ...")
+    lines += [f"    {name}: int" for name in request_numbers(ffi)]
+    lines += ["", "ffi: FFI", "lib: Lib", ""]
+    _typedefs, structs, unions = ffi.list_types()
+    for tag, names in (("struct", structs), ("union", unions)):
+        for name in names:
+            lines.append(f"class {name}:")
+            lines += [f"    {field}: {_stub_type(of.type)}" for field, of in ffi.typeof(f"{tag} {name}").fields]
+            lines.append("")
+    return STUB_HEAD + "\n".join(lines[:-1]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(stub(abi()))
+elif __name__ == "__cffi__":
+    # setuptools runs this file for every command. Making an sdist compiles nothing and must work anywhere.
+    if {"sdist", "egg_info"}.isdisjoint(sys.argv) and (problem := obstacle()):
+        raise SystemExit(f"pyvmm: {problem}")
+    ffibuilder = ffi_builder()

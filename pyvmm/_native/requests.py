@@ -116,6 +116,7 @@ NEWER_PARTS: dict[str, str] = {
     "kvm_hyperv_exit": "KVM_EXIT_HYPERV_SYNDBG",  # grew by syndbg
     "kvm_xen_exit": "KVM_EXIT_XEN",
     "kvm_run.hyperv": "KVM_EXIT_HYPERV_SYNDBG",
+    "kvm_run.fail_entry": "KVM_CAP_LAST_CPU",  # grew by cpu
     "kvm_run.emulation_failure": "KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES",
     "kvm_run.system_event": "KVM_CAP_SYSTEM_EVENT_DATA",  # grew by ndata and data
     "kvm_run.msr": "KVM_EXIT_X86_RDMSR",

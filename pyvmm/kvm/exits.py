@@ -160,7 +160,8 @@ class Unknown(Exit):
     def describe(self) -> str:
         if self.reason == KVM_EXIT_UNKNOWN:
             return f"UNKNOWN hardware reason {int.from_bytes(self.raw[:8], 'little'):#x}"
-        return f"exit reason {self.reason}, which pyvmm does not know: {self.raw[:32].hex(' ')}"
+        name = OF_OTHER_ARCHITECTURES.get(self.reason, "which pyvmm does not know")
+        return f"exit reason {self.reason}, {name}: {self.raw[:32].hex(' ')}"
 
 
 class ExceptionExit(Exit):

@@ -15,7 +15,8 @@ PROBLEM = ""
 """Why the compiled module is missing: one line, or "" where it is there."""
 
 if TYPE_CHECKING:
-    from pyvmm._native._kvm import ffi, lib
+    from pyvmm._native._kvm import ffi as ffi
+    from pyvmm._native._kvm import lib as lib
 else:
     try:
         from pyvmm._native._kvm import ffi, lib

@@ -12,14 +12,11 @@ if TYPE_CHECKING:
 
     from pyvmm._native import _kvm
 
-    class Segment(Protocol):
-        """A segment register with its hidden part, as struct kvm_segment has it."""
-
-        @property
-        def selector(self) -> int: ...
-
     class CpuState(Protocol):
-        """Registers by name, as far as a boot protocol has a say in them; see pyvmm.boot.x86.CpuState."""
+        """Registers by name, as far as a boot protocol has a say in them; see pyvmm.boot.x86.CpuState.
+
+        General registers are integers, segment registers have the fields of struct kvm_segment.
+        """
 
         gdt_base: int
         gdt_limit: int

@@ -11,6 +11,7 @@ from errno import EACCES, EBUSY, ENODEV, ENOENT, ENXIO, EPERM
 
 from pyvmm.errors import KvmError, KvmUnavailableError
 from pyvmm.kvm import native
+from pyvmm.kvm.causes import cause
 from pyvmm.kvm.constants import KVM_API_VERSION
 from pyvmm.kvm.descriptor import Descriptor
 from pyvmm.kvm.entries import CpuidEntry
@@ -109,7 +110,8 @@ def _why_not_opened(path: str, error: OSError) -> str:
         return f"{path} is there, but no KVM behind it: load kvm_intel or kvm_amd"
     if error.errno == EBUSY:
         return f"{path} is busy: another hypervisor holds the processor's virtualization"
-    return f"{path} cannot be opened: {error.strerror}"
+    hint = cause("open", error.errno or 0)
+    return f"{path} cannot be opened: {error.strerror}{'; ' if hint else ''}{hint}"
 
 
 def _who_may(path: str) -> str:

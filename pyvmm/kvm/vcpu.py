@@ -185,8 +185,8 @@ class VcpuFd(VcpuState):
                 raise KvmError("tgkill", error, cause("tgkill", error))
 
     def stats_fd(self) -> StatsFd:
-        """KVM's counters of this vCPU (4.133; KVM_CAP_BINARY_STATS_FD). The caller closes it."""
-        return StatsFd(self.ioctl("KVM_GET_STATS_FD"))
+        """KVM's counters of this vCPU (4.133; KVM_CAP_BINARY_STATS_FD)."""
+        return self.vm.adopt(StatsFd(self.ioctl("KVM_GET_STATS_FD")))
 
     # --- Registers in the shared page ----------------------------------------------------------------------------
 
@@ -239,6 +239,8 @@ class VcpuFd(VcpuState):
 
     def close(self) -> None:
         """Unmap, then close. Nobody may be in `run()`."""
-        if hasattr(self, "_map"):
-            self._map.close()
-        super().close()
+        try:
+            if hasattr(self, "_map"):
+                self._map.close()
+        finally:
+            super().close()

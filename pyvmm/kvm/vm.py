@@ -69,17 +69,17 @@ class VmFd(Interrupts):
 
     def create_vcpu(self, index: int) -> VcpuFd:
         """A vCPU with the APIC id `index` (4.7)."""
-        return self._adopt(VcpuFd(self.ioctl("KVM_CREATE_VCPU", index), index, self._vcpu_mmap_size, self))
+        return self.adopt(VcpuFd(self.ioctl("KVM_CREATE_VCPU", index), index, self._vcpu_mmap_size, self))
 
     def create_device(self, type: int, flags: int = 0) -> DeviceFd:
         """A device inside KVM (4.79)."""
         request = ffi.new("struct kvm_create_device *", {"type": type, "flags": flags})
         self.ioctl("KVM_CREATE_DEVICE", request)
-        return self._adopt(DeviceFd(request.fd, type))
+        return self.adopt(DeviceFd(request.fd, type))
 
     def stats_fd(self) -> StatsFd:
         """KVM's counters of this VM (4.133; KVM_CAP_BINARY_STATS_FD)."""
-        return self._adopt(StatsFd(self.ioctl("KVM_GET_STATS_FD")))
+        return self.adopt(StatsFd(self.ioctl("KVM_GET_STATS_FD")))
 
     def set_boot_cpu(self, index: int) -> None:
         """Which vCPU starts by itself (4.41); before the first vCPU is made. KVM begins with 0."""
@@ -179,16 +179,17 @@ class VmFd(Interrupts):
 
     # --- The end -----------------------------------------------------------------------------------------------
 
-    def _adopt(self, child: Child) -> Child:
+    def adopt(self, child: Child) -> Child:
+        """Close `child` with this VM, and before it."""
         self._children.append(child)
         return child
 
     def close(self) -> None:
         """Close the vCPUs and devices, last made first, then the VM, then give up guest memory."""
-        children, self._children = self._children, []
-        for child in reversed(children):
-            child.close()
-        super().close()
-        pins, self._pins = self._pins, {}
-        for pin in pins.values():
-            ffi.release(pin)
+        try:
+            while self._children:
+                self._children.pop().close()
+        finally:
+            super().close()
+            while self._pins:
+                ffi.release(self._pins.popitem()[1])
