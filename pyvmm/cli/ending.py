@@ -92,7 +92,8 @@ def report_text(outcome: Outcome) -> str:
     report = outcome.report
     if report is None:
         return ""
-    return str(getattr(report, "text", report))
+    text = getattr(report, "text", None)
+    return str(report if text is None else text())
 
 
 def stats_text(vm: VM) -> str:
