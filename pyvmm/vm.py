@@ -307,8 +307,7 @@ class ConsoleLink:
 
     def receive(self, data: bytes) -> int:
         """Give the guest input; returns how many bytes it took. `input_ready()` is called when it can take more."""
-        with self._serial.lock:
-            return self._serial.receive(data)
+        return self._serial.receive(data)
 
     def broken(self, errno: int) -> None:
         """Nobody reads the output any more: end the run as SIGPIPE would have ended the process."""
