@@ -3,12 +3,15 @@
 Imports registers, events and its declarations. Follows National Semiconductor's PC16550D data sheet (June
 1995), whose sections the comments name, and the PC/AT's wiring: OUT2 connects the interrupt line.
 
-The wire is infinitely fast. A character written is out at once, so THRE and TEMT are always set; what the
-host sends waits in a bounded backlog and comes in when the guest has taken the receive FIFO below its trigger
-level, so the host causes no overrun. Where a real UART would deassert its interrupt for the time that a
-character takes, the line falls and rises again, so that a driver behind an edge-triggered interrupt
-controller sees each interrupt. A character timeout (8.11) is indicated as soon as the FIFO holds anything
-below the trigger level.
+The wire is infinitely fast. A character written is out at once, so THRE and TEMT are always set. The host sends
+like a peer under automatic flow control: while the receive FIFO is below its trigger level; the rest waits in a
+bounded backlog, so the host causes no overrun. A character timeout (8.11) is indicated as soon as the FIFO holds
+anything below the trigger level.
+
+Where a real UART would deassert its interrupt for the time that a character takes, the line falls and rises again, so
+that a driver behind an edge-triggered interrupt controller sees each interrupt. With the FIFO never filled beyond its
+trigger level, that holds for each character read: a driver that takes one per interrupt gets them all, one that takes
+more may meet an interrupt that has nothing left to say.
 
 Word length, parity, stop bits and divisor read back as written. They do not touch the byte stream: it has no
 bits per second, and after reset, when the UART is set to 5 bits, many small guests print without ever setting
@@ -140,11 +143,11 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         self._settle()
 
     def _feed(self) -> None:
-        """Let the host's characters arrive, up to what the receiver holds."""
+        """Let the host's characters arrive, up to the trigger level."""
         backlog = self._backlog
-        if not backlog or len(self._fifo) >= self._trigger or self._mcr & uart.MCR_LOOP:
+        if self._mcr & uart.MCR_LOOP:  # The receiver's input is disconnected (8.8, bit 4)
             return
-        while backlog and len(self._fifo) < self._depth:
+        while backlog and len(self._fifo) < self._trigger:
             self._arrive(backlog.popleft())
         if self._congested and len(backlog) <= BACKLOG_LIMIT // 2:
             self._congested = False
