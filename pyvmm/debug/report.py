@@ -1,0 +1,182 @@
+"""The crash report: everything about a guest that ended badly that helps to see why.
+
+Imports the rest of debug, memory and the exits of kvm. `build` takes plain inputs and never raises for what the
+guest or a half-broken VM is like; what could not be read is named in the report.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from pyvmm.debug import reasons, render
+from pyvmm.debug.disasm import disassemble
+from pyvmm.debug.evidence import Evidence
+from pyvmm.debug.state import capture
+from pyvmm.errors import MissingExtraError
+from pyvmm.kvm.exits import InternalError, Interrupted, Mmio, Pio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from pyvmm.debug.disasm import Instruction
+    from pyvmm.debug.evidence import Reason
+    from pyvmm.debug.state import Inspectable, VcpuState
+    from pyvmm.kvm.exits import Exit
+    from pyvmm.memory import GuestMemory
+
+STACK_WORDS = 16
+CODE_BEFORE = 16
+CODE_AFTER = 32
+"""Bytes shown before RIP and from RIP on."""
+
+
+class Stack:
+    """Words at RSP: the linear `address` of the first, its `gpa` (None if not mapped), `width` bytes each."""
+
+    __slots__ = ("address", "gpa", "width", "words")
+
+    def __init__(self, address: int, gpa: int | None, width: int, words: Sequence[int]) -> None:
+        self.address = address
+        self.gpa = gpa
+        self.width = width
+        self.words = tuple(words)
+
+
+class Code:
+    """What lies around RIP: `before` and `after` it, and the `instructions` from RIP on.
+
+    `after` are KVM's own bytes where it handed over an instruction that it could not emulate and memory has none.
+    `hint` says what would bring a disassembly, if it is missing.
+    """
+
+    __slots__ = ("address", "after", "before", "gpa", "hint", "instructions")
+
+    def __init__(self, address: int, gpa: int | None, before: bytes, after: bytes, bits: int) -> None:
+        self.address = address
+        self.gpa = gpa
+        self.before = before
+        self.after = after
+        self.hint = ""
+        self.instructions: list[Instruction] = []
+        try:
+            self.instructions = disassemble(after, address, bits)
+        except MissingExtraError as error:
+            self.hint = str(error)
+
+
+class VcpuReport:
+    """One vCPU: its `state`, the last `exits` in words, and where the state is whole, `stack` and `code`."""
+
+    __slots__ = ("code", "exits", "reasons", "stack", "state")
+
+    def __init__(self, state: VcpuState, memory: GuestMemory, history: Sequence[Exit]) -> None:
+        self.state = state
+        self.exits = [(text, len(list(same))) for text, same in groupby(exit.describe() for exit in history)]
+        self.reasons: list[Reason] = []
+        self.stack: Stack | None = None
+        self.code: Code | None = None
+        if state.whole:
+            self._look(memory, history[-1] if history else None)
+
+    def _look(self, memory: GuestMemory, last: Exit | None) -> None:
+        state, paging = self.state, self.state.paging
+        width = state.stack_bits // 8
+        top = state.linear_rsp
+        raw = paging.read(memory, top, STACK_WORDS * width)
+        words = [int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw) // width * width, width)]
+        self.stack = Stack(top, paging.translate(memory, top), width, words)
+        rip = state.linear_rip
+        after = paging.read(memory, rip, CODE_AFTER)
+        if not after and isinstance(last, InternalError):
+            after = last.insn_bytes
+        start = max(rip - CODE_BEFORE, 0)
+        before = paging.read(memory, start, rip - start)
+        if len(before) < rip - start:  # a hole in between: what is before it does not lead here
+            before = b""
+        self.code = Code(rip, paging.translate(memory, rip), before, after, state.code_bits)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: numbers are hexadecimal strings, for 64 bits are more than JSON's readers keep."""
+        state = self.state
+        return {
+            "index": state.index,
+            "mode": state.describe_mode() if state.whole else None,
+            "mp_state": render.mp_state(state),
+            "registers": {name: hex(value) for name, value in (state.regs or {}).items()},
+            "control": {
+                name: {"value": hex(value), "bits": render.control_bits(name, value).split()}
+                for name, value in (state.control or {}).items()
+            },
+            "rflags": render.rflags(state).split(),
+            "segments": {name: render.segment_dict(segment) for name, segment in state.segments.items()},
+            "gdt": {"base": hex(state.gdt.base), "limit": hex(state.gdt.limit)},
+            "idt": {"base": hex(state.idt.base), "limit": hex(state.idt.limit)},
+            "exception": None if state.exception is None else state.exception[0],
+            "stack": None if self.stack is None else render.stack_dict(self.stack),
+            "code": None if self.code is None else render.code_dict(self.code),
+            "exits": [{"text": text, "times": times} for text, times in self.exits],
+            "unread": dict(state.unread),
+        }
+
+
+class CrashReport:
+    """How a run ended and what the machine looked like then.
+
+    reason, detail   the outcome's, see `pyvmm.runloop.Outcome`
+    vcpus            one `VcpuReport` each, the one that crashed first
+    """
+
+    __slots__ = ("detail", "reason", "vcpus")
+
+    def __init__(self, reason: str, detail: str, vcpus: Sequence[VcpuReport]) -> None:
+        self.reason = reason
+        self.detail = detail
+        self.vcpus = tuple(vcpus)
+
+    def text(self) -> str:
+        """The report for people: lines without a prefix, the likely reasons first."""
+        return "\n".join(render.lines(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for programs: JSON types only."""
+        return {
+            "reason": self.reason,
+            "detail": self.detail,
+            "likely": [
+                {"vcpu": vcpu.state.index, "text": reason.text, "detail": list(reason.detail)}
+                for vcpu in self.vcpus
+                for reason in vcpu.reasons
+            ],
+            "vcpus": [vcpu.as_dict() for vcpu in self.vcpus],
+        }
+
+
+def build(
+    reason: str,
+    detail: str,
+    vcpus: Sequence[Inspectable],
+    memory: GuestMemory,
+    histories: Sequence[Sequence[Exit]],
+    samples: Sequence[Sequence[int]] = (),
+) -> CrashReport:
+    """Look at a VM all of whose vCPUs stand still.
+
+    `reason` and `detail` are the outcome's. `histories` are each vCPU's last exits, oldest first, and `samples`
+    values of each vCPU's RIP seen while it ran, if anybody took some; both in the order of `vcpus`.
+    """
+    crashed = reason == "crash"
+    guilty: list[VcpuReport] = []
+    others: list[VcpuReport] = []
+    for at, vcpu in enumerate(vcpus):
+        history = histories[at] if at < len(histories) else ()
+        report = VcpuReport(capture(vcpu), memory, history)
+        # A vCPU whose last exit was served did not end the run; it was only stopped with the one that did.
+        concerned = not crashed or (bool(history) and not isinstance(history[-1], Pio | Mmio | Interrupted))
+        if concerned and report.state.whole:
+            seen = samples[at] if at < len(samples) else ()
+            evidence = Evidence(report.state, memory, history, seen)
+            report.reasons = reasons.likely(evidence, stalled=not crashed)
+        (guilty if concerned else others).append(report)
+    return CrashReport(reason, detail, guilty + others)

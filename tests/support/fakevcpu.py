@@ -1,0 +1,95 @@
+"""A machine that stands still in a given state, for tests of what looks at one; no KVM behind it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from pyvmm.boot import segments, x86
+from pyvmm.boot.x86 import GENERAL_REGISTERS, SEGMENT_REGISTERS, CpuState
+from pyvmm.debug.report import CrashReport, build
+from pyvmm.errors import KvmError
+from pyvmm.kvm.exits import Exit, Shutdown
+from pyvmm.memory import GuestMemory
+
+RAM = 2 << 20
+TABLES, GDT, STACK, CODE = 0x1000, 0x500, 0x7C00, 0x100000
+
+
+class FakeVcpu:
+    """Gives `state` out the way a VcpuFd does. Getters named in `broken` ("regs", "sregs", ...) raise KvmError.
+
+    `cr2`, `mp_state` and `exception` (a vector and an error code, or None) are what a CpuState has no place for.
+    """
+
+    def __init__(self, state: CpuState, index: int = 0, broken: tuple[str, ...] = ()) -> None:
+        self.state = state
+        self.index = index
+        self.broken = broken
+        self.cr2 = 0
+        self.mp_state = 0
+        self.exception: tuple[int, int | None] | None = None
+
+    def _check(self, what: str) -> None:
+        if what in self.broken:
+            raise KvmError(f"KVM_GET_{what.upper()}", 5)
+
+    def get_regs(self) -> SimpleNamespace:
+        self._check("regs")
+        return SimpleNamespace(**{name: getattr(self.state, name) for name in GENERAL_REGISTERS})
+
+    def get_sregs(self) -> SimpleNamespace:
+        self._check("sregs")
+        state = self.state
+        return SimpleNamespace(
+            **{name: getattr(state, name) for name in (*SEGMENT_REGISTERS, "cr0", "cr3", "cr4", "efer")},
+            gdt=SimpleNamespace(base=state.gdt_base, limit=state.gdt_limit),
+            idt=SimpleNamespace(base=state.idt_base, limit=state.idt_limit),
+            cr2=self.cr2,
+            cr8=0,
+            apic_base=0xFEE00900,
+        )
+
+    def get_vcpu_events(self) -> SimpleNamespace:
+        self._check("vcpu_events")
+        vector, code = self.exception or (0, None)
+        exception = SimpleNamespace(
+            injected=self.exception is not None,
+            pending=0,
+            nr=vector,
+            has_error_code=code is not None,
+            error_code=code or 0,
+        )
+        return SimpleNamespace(exception=exception)
+
+    def get_mp_state(self) -> int:
+        self._check("mp_state")
+        return self.mp_state
+
+
+def machine(code: bytes = b"\x90" * 16, mode: str = "long", at: int = CODE) -> tuple[FakeVcpu, GuestMemory]:
+    """A vCPU in `mode` at `code`, which lies at gpa `at`, with what a loader gives it."""
+    memory = GuestMemory.allocate([(0, RAM)])
+    memory.write(TABLES, x86.identity_page_tables(TABLES))
+    memory.write(GDT, segments.gdt([segments.long_code(), segments.flat_data()]))
+    memory.write(at, code)
+    state = {
+        "long": lambda: x86.long_state(STACK, GDT, TABLES),
+        "protected": lambda: x86.protected_state(STACK, GDT),
+        "real": lambda: x86.real_state(0, STACK),
+    }[mode]()
+    state.rip = at
+    return FakeVcpu(state), memory
+
+
+def crash(vcpu: FakeVcpu, memory: GuestMemory, exit: Exit | None = None, before: tuple[Exit, ...] = ()) -> CrashReport:
+    return build("crash", "triple fault", [vcpu], memory, [[*before, exit or Shutdown()]])
+
+
+def stalled(
+    vcpu: FakeVcpu, memory: GuestMemory, history: tuple[Exit, ...] = (), samples: tuple[int, ...] = ()
+) -> CrashReport:
+    return build("time-limit", "the time limit of 1 s was reached", [vcpu], memory, [history], [samples])
+
+
+def likely(found: CrashReport) -> str:
+    return "\n".join(reason.text for vcpu in found.vcpus for reason in vcpu.reasons)
