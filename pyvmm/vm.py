@@ -309,6 +309,11 @@ class ConsoleLink:
         """Give the guest input; returns how many bytes it took. `input_ready()` is called when it can take more."""
         return self._serial.receive(data)
 
+    @property
+    def over(self) -> bool:
+        """The run has ended: no more output will come."""
+        return self._control.outcome is not None and self._control.live == 0
+
     def broken(self, errno: int) -> None:
         """Nobody reads the output any more: end the run as SIGPIPE would have ended the process."""
         import os

@@ -8,7 +8,7 @@ May import events and errors, nothing of KVM and no device. A console back-end h
     drain(timeout)    wait until all output is written; False if `timeout` seconds went by without progress
     close()           give everything back; a second call does nothing
 
-and gets with `start` a link to its VM: receive(data) -> accepted count, hold(), release(), broken(errno).
+and gets with `start` a link to its VM: receive(data) -> accepted count, hold(), release(), broken(errno), over.
 """
 
 from __future__ import annotations
@@ -31,3 +31,7 @@ if TYPE_CHECKING:
 
         def broken(self, errno: int) -> None:
             """Nothing can be written any more."""
+
+        @property
+        def over(self) -> bool:
+            """The run has ended: no more output will come."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TRANSCRIPT = 1 << 20
 """Bytes of output kept by default: the last ones."""
+LOOK_AGAIN = 0.1
+"""Seconds between two looks whether the run has ended."""
 SHOWN = 400
 """Characters of the transcript's end that an error shows."""
 
@@ -54,7 +56,7 @@ class CaptureConsole:
         """Wait until the guest writes something that the regular expression `pattern` matches; returns the match.
 
         The search begins after the last match. Bytes that are not UTF-8 are lone surrogates (PEP 383). Raises
-        TimeLimitError after `timeout` seconds (None: never), and PyvmmError as soon as the VM is closed without a
+        TimeLimitError after `timeout` seconds (None: never), and PyvmmError as soon as the run has ended without a
         match; both show the end of what the guest wrote.
         """
         import re
@@ -63,7 +65,7 @@ class CaptureConsole:
         deadline = None if timeout is None else time.monotonic() + timeout
         searched = -1
         while True:
-            start, new, closed = self._await_output(searched, deadline)
+            start, new, over = self._await_output(searched, deadline)
             unchanged, searched = searched == start + len(new), start + len(new)
             began = time.monotonic()
             # surrogateescape keeps every byte, so that a place in the text is a place in the bytes.
@@ -73,7 +75,7 @@ class CaptureConsole:
             if match is not None:
                 self._position = start + len(text[: match.end()].encode("utf-8", "surrogateescape"))
                 return match
-            if closed:
+            if over:
                 raise PyvmmError(f"the VM ended before its console showed {pattern!r}{self._tail()}")
             if unchanged and deadline is not None and now >= deadline:
                 raise TimeLimitError(f"the console did not show {pattern!r} within {timeout} s{self._tail()}")
@@ -81,42 +83,47 @@ class CaptureConsole:
             time.sleep(min(0.05, max(0.001, 4 * (now - began))))
 
     def _await_output(self, searched: int, deadline: float | None) -> tuple[int, bytes, bool]:
-        """Wait for output beyond the byte numbered `searched`, the end, or the deadline.
+        """Wait for output beyond the byte numbered `searched`, the end of the run, or the deadline.
 
-        Returns what follows the last match, with the number of its first byte, and whether the VM is closed.
+        Returns what follows the last match, with the number of its first byte, and whether that is all.
         """
         with self._changed:
             self._waiting += 1
             try:
-                while self._dropped + len(self._kept) == searched and not self._closed:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
+                over = self._over()
+                while self._dropped + len(self._kept) == searched and not over:
+                    left = LOOK_AGAIN if deadline is None else min(LOOK_AGAIN, deadline - time.monotonic())
+                    if left <= 0:
                         break
                     self._changed.wait(left)
+                    over = self._over()
             finally:
                 self._waiting -= 1
             start = max(self._position, self._dropped)
-            return start, bytes(self._kept[start - self._dropped :]), self._closed
+            return start, bytes(self._kept[start - self._dropped :]), over
+
+    def _over(self) -> bool:
+        return self._closed or (self._link is not None and self._link.over)
 
     def send(self, data: str | bytes, timeout: float | None = 30.0) -> None:
         """Type `data` at the guest; returns when its console has taken all of it.
 
-        Raises TimeLimitError after `timeout` seconds (None: never), PyvmmError if the VM is closed.
+        Raises TimeLimitError after `timeout` seconds (None: never), PyvmmError if the VM does not run.
         """
         rest = data.encode() if isinstance(data, str) else bytes(data)
         deadline = None if timeout is None else time.monotonic() + timeout
         while rest:
             with self._changed:
                 self._room = False
-                link = None if self._closed else self._link
+                link = None if self._over() else self._link
             if link is None:
                 raise PyvmmError(f"the VM does not run: {len(rest)} bytes of input could not be sent")
             # Without our lock: the device takes its own, and calls write() and input_ready() with that one held.
             rest = rest[link.receive(rest) :]
             with self._changed:
-                while rest and not self._room and not self._closed:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
+                while rest and not self._room and not self._over():
+                    left = LOOK_AGAIN if deadline is None else min(LOOK_AGAIN, deadline - time.monotonic())
+                    if left <= 0:
                         raise TimeLimitError(
                             f"the guest did not read its console: {len(rest)} bytes left after {timeout} s"
                         )

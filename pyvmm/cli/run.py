@@ -220,11 +220,11 @@ class Run:
         return Outcome("error", error.exit_status, str(error))
 
     def _tell(self, outcome: Outcome, vm: VM) -> None:
-        if outcome.reason in TOLD:
+        report = ending.report_text(outcome)
+        if outcome.reason in TOLD and (outcome.reason == "error" or not report):
             log.error(outcome.detail)
         else:
             log.info(f"ended: {outcome.detail}")
-        report = ending.report_text(outcome)
         if report and (outcome.reason != "error" or log.debugging):
             log.say(report)
         if self.stats:
