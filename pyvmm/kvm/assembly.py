@@ -14,6 +14,7 @@ from pyvmm.kvm.constants import (
 )
 from pyvmm.kvm.cpufeatures import parse_cpu
 from pyvmm.kvm.cpuid import select_features, with_topology
+from pyvmm.kvm.host import Host
 from pyvmm.kvm.msrs import IA32_MISC_ENABLE, initial_msrs
 from pyvmm.kvm.setup import apply_state
 
@@ -68,6 +69,7 @@ def create_vcpus(kvm: Kvm, vm: VmFd, count: int, cpu: str, boot: CpuState) -> tu
     features = select_features(
         kvm.supported_cpuid(),
         parse_cpu(cpu),
+        without=Host().without,
         tsc_deadline=bool(vm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER)),
     )
     vcpus = []
