@@ -94,7 +94,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         self.reset()
 
     def reset(self) -> None:
-        """Master reset (table I). The backlog stays: it has not reached the UART yet."""
+        """Master reset (table I). The backlog stays, and comes in: it had not reached the UART yet."""
         self._fifo.clear()
         self._depth = 1
         """Characters that the receiver holds: FIFO_DEPTH, or 1 in 16450 mode."""
@@ -112,6 +112,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         """Whether what is sent reaches the far end: neither loopback nor break."""
         self.select(0)
         self._settle()
+        self._feed()
 
     # --- The host's end -------------------------------------------------------------------------------------
 

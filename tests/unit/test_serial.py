@@ -78,7 +78,7 @@ def test_reset_undoes_everything_but_scratch_divisor_and_what_the_host_still_hol
     assert io.line.level
     io.serial.reset()
     assert not io.line.level
-    assert [io[reg] for reg in (IER, IIR, LCR, MCR, LSR, SCR)] == [0, NONE, 0, 0, IDLE, 0x77]
+    assert [io[reg] for reg in (IER, IIR, LCR, MCR, LSR, SCR)] == [0, NONE, 0, 0, IDLE | DR, 0x77]
     io.receive(b"!")
     assert io.drain() == bytes(range(14, 20)) + b"!"
     io[LCR] = DLAB

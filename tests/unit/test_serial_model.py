@@ -195,6 +195,7 @@ class SerialMachine(RuleBasedStateMachine):
         waiting, sent = self.model.waiting, self.model.sent
         self.model = Model()
         self.model.waiting, self.model.sent = waiting, sent
+        self.model.fill()
         self.serial.reset()
 
     @invariant()
