@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LINUX_HEADER = 0x202
 """Where "HdrS" stands in a bzImage (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header")."""
+ELF_MAGIC = b"\x7fELF"
+MULTIBOOT_MAGIC = (0x1BADB002).to_bytes(4, "little")
 MULTIBOOT2_MAGIC = (0xE85250D6).to_bytes(4, "little")
 ISO_DESCRIPTOR = 0x8001
 """Where "CD001" stands in a CD image (ECMA-119, 8.1)."""
@@ -62,16 +64,14 @@ def detect(image: Image) -> tuple[str, list[str]]:
             expected="the vmlinux that it was made from",
         )
     notes: list[str] = []
-    from pyvmm.boot import multiboot
+    if MULTIBOOT_MAGIC in head:
+        from pyvmm.boot import multiboot
 
-    if multiboot.HEADER_MAGIC_BYTES in head:
         if multiboot.find_header(head) is not None:
             return "multiboot", notes
-        notes += [
-            f"{image.path} has the multiboot magic at offset {offset:#x} with a wrong checksum; it is ignored"
-            for offset, _ in multiboot.candidates(head)
-        ]
-    if head.startswith(b"\x7fELF"):
+        for offset, _ in multiboot.candidates(head)[:1]:
+            notes.append(f"{image.path}: multiboot magic with a wrong checksum at offset {offset:#x}, ignored")
+    if head.startswith(ELF_MAGIC):
         from pyvmm.boot import elf, pvh
 
         if pvh.find_entry(elf.read(image), image) is not None:

@@ -1,6 +1,6 @@
 """ELF executables: judging a file, loading its segments, finding its entry and its notes.
 
-Imports entry and errors. Follows the System V ABI ("gABI", chapters 4 and 5: ELF header, program
+Imports entry, detect and errors. Follows the System V ABI ("gABI", chapters 4 and 5: ELF header, program
 header, note section) with the processor supplements for i386 and x86-64.
 
 Segments go to their physical address p_paddr, as kernels mean it: the virtual address counts only once the kernel
@@ -12,6 +12,7 @@ from __future__ import annotations
 from struct import Struct
 
 from pyvmm.boot import entry
+from pyvmm.boot.detect import ELF_MAGIC
 from pyvmm.errors import LoadError
 
 TYPE_CHECKING = False
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pyvmm.boot.placement import Placement
     from pyvmm.boot.x86 import CpuState
 
-MAGIC = b"\x7fELF"
 ELFCLASS32, ELFCLASS64 = 1, 2
 ELFDATA2LSB, ELFDATA2MSB = 1, 2
 EV_CURRENT = 1
@@ -117,7 +117,7 @@ def read(image: Image) -> Elf:
     def refuse(problem: str, offset: int, expected: str = "") -> LoadError:
         return LoadError(image.path, problem, offset=offset, expected=expected)
 
-    if head[:4] != MAGIC:
+    if not head.startswith(ELF_MAGIC):
         raise refuse("has no ELF magic", 0, "7f 45 4c 46")
     if len(head) < _IDENT_LENGTH:
         raise refuse("ends within the ELF identification", len(head), f"{_IDENT_LENGTH} bytes")

@@ -1,6 +1,6 @@
 """Multiboot, version 1: a header near the start of the kernel's file asks, an information structure answers.
 
-Imports elf, entry, placement, errors and layout. Follows the Multiboot Specification 0.6.96: 3.1 (header), 3.2
+Imports elf, entry, placement, detect, errors and layout. Follows the Multiboot Specification 0.6.96: 3.1 (header), 3.2
 (machine state), 3.3 (information). Loaded are ELF files of either class, entered in 32-bit protected mode, and any
 file whose header carries the addresses itself ("a.out kludge"), which then count even in an ELF file.
 """
@@ -12,6 +12,7 @@ from struct import Struct, pack
 
 from pyvmm import layout
 from pyvmm.boot import elf, entry
+from pyvmm.boot.detect import ELF_MAGIC, MULTIBOOT_MAGIC
 from pyvmm.boot.placement import RAM
 from pyvmm.errors import LoadError
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from pyvmm.boot.placement import Placement
     from pyvmm.boot.x86 import CpuState
 
-HEADER_MAGIC = 0x1BADB002
-HEADER_MAGIC_BYTES = HEADER_MAGIC.to_bytes(4, "little")
 LOADER_MAGIC = 0x2BADB002
 SEARCH_LENGTH = 8192
 """The header lies wholly within so many bytes (3.1)."""
@@ -70,11 +69,11 @@ def candidates(head: bytes) -> list[tuple[int, bool]]:
     """Where in a file that begins with `head` the magic stands, and whether the checksum makes a header of it."""
     head = head[:SEARCH_LENGTH]
     found: list[tuple[int, bool]] = []
-    at = head.find(HEADER_MAGIC_BYTES)
+    at = head.find(MULTIBOOT_MAGIC)
     while at >= 0:
         if at % 4 == 0 and at + _MAGIC_FIELDS.size <= len(head):
             found.append((at, sum(_MAGIC_FIELDS.unpack_from(head, at)) & 0xFFFFFFFF == 0))
-        at = head.find(HEADER_MAGIC_BYTES, at + 1)
+        at = head.find(MULTIBOOT_MAGIC, at + 1)
     return found
 
 
@@ -98,7 +97,7 @@ def read_header(image: Image) -> Header:
         raise LoadError(
             image.path,
             "has no multiboot header",
-            expected=f"{HEADER_MAGIC:#x} at a multiple of 4 in the first {SEARCH_LENGTH} bytes",
+            expected=f"the bytes {MULTIBOOT_MAGIC.hex(' ')} at a multiple of 4 in the first {SEARCH_LENGTH} bytes",
         )
     flags = _MAGIC_FIELDS.unpack_from(image.head, offset)[1]
     unknown = flags & MANDATORY & ~(PAGE_ALIGN | MEMORY_INFO | VIDEO_MODE)
@@ -138,7 +137,7 @@ def load(image: Image, config: BootConfig, placement: Placement) -> CpuState:
     if header.addresses is not None:
         state.rip = _load_by_addresses(header.offset, header.addresses, image, placement)
     else:
-        if image.head[:4] != elf.MAGIC:
+        if not image.head.startswith(ELF_MAGIC):
             raise LoadError(
                 image.path,
                 "has a multiboot header without addresses and is no ELF file",
