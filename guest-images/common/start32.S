@@ -26,6 +26,7 @@ _start: movl    $stack_top, %esp
         hlt                             # nobody comes back from here
         jmp     2b
 
+        .data
         .align  8
         .globl  gdt
 gdt:    .quad   0

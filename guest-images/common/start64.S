@@ -21,6 +21,7 @@ _start: leaq    stack_top(%rip), %rsp
         hlt                             # nobody comes back from here
         jmp     2b
 
+        .data
         .align  8
 gdt:    .quad   0
         .quad   0x00af9b000000ffff      # 0x08: code, ring 0, 64-bit

@@ -37,7 +37,7 @@ def _list() -> None:
     guests = [images.guest(name) for name in images.guest_names()]
     width = max(len(guest.name) for guest in guests)
     for guest in guests:
-        print(f"{guest.name:{width}}  {guest.format:12}  {guest.summary}")
+        print(f"{guest.name:{width}}  {guest.format:12}  {guest.recipe.summary}")
 
 
 def _build(names: list[str]) -> None:

@@ -12,40 +12,36 @@ from __future__ import annotations
 import functools
 
 from pyvmm.errors import UsageError
-from pyvmm.images import build, cache, recipe
-from pyvmm.images.recipe import Expect, Run
+from pyvmm.images import build, cache
+from pyvmm.images.recipe import ELF, Expect, Recipe, Run, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["Expect", "Guest", "Run", "guest", "guest_names"]
+__all__ = ["Expect", "Guest", "Recipe", "Run", "guest", "guest_names"]
 
 RECIPE_FILE = "guest.toml"
 COMMON = "common"
 
 
 class Guest:
-    """A small guest: what it is (`summary`), how it may be run (`runs`, at least one), and its image."""
+    """A small guest: `name`, its parsed guest.toml (`recipe`), how it may be run (`runs`, at least one), its image."""
 
-    __slots__ = ("_recipe", "name")
+    __slots__ = ("name", "recipe")
 
-    def __init__(self, name: str, parsed: recipe.Recipe) -> None:
+    def __init__(self, name: str, recipe: Recipe) -> None:
         self.name = name
-        self._recipe = parsed
-
-    @property
-    def summary(self) -> str:
-        return self._recipe.summary
+        self.recipe = recipe
 
     @property
     def format(self) -> str:
         """For people: `flat, 16-bit` or `ELF, 64-bit`."""
-        return f"{'ELF' if self._recipe.output == recipe.ELF else 'flat'}, {self._recipe.bits}-bit"
+        return f"{'ELF' if self.recipe.output == ELF else 'flat'}, {self.recipe.bits}-bit"
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        return self._recipe.runs
+        return self.recipe.runs
 
     @property
     def run_arguments(self) -> tuple[str, ...]:
@@ -62,20 +58,20 @@ class Guest:
 
         Raises ImageError where tools are missing, the cache cannot be written, or a source does not compile.
         """
-        output = self.name + build.SUFFIX[self._recipe.output]
-        files = self._files()
+        output = self.name + build.SUFFIX[self.recipe.output]
+        files = self.files()
         return cache.cached(
             "guests",
-            build.key(self._recipe, files, output),
+            build.key(self.recipe, files, output),
             output,
-            lambda folder: build.build(self._recipe, files.items(), output, folder),
+            lambda folder: build.build(self.recipe, files.items(), output, folder),
         )
 
-    def _files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes]:
         """Path below guest-images/ and content of everything that the image is built from."""
         root = _root()
         names = [f"{COMMON}/{entry.name}" for entry in root.joinpath(COMMON).iterdir() if entry.is_file()]
-        return {name: root.joinpath(name).read_bytes() for name in (*names, *self._recipe.sources)}
+        return {name: root.joinpath(name).read_bytes() for name in (*names, *self.recipe.sources)}
 
 
 def guest(name: str) -> Guest:
@@ -84,7 +80,7 @@ def guest(name: str) -> Guest:
     if name not in names:
         raise UsageError(f"there is no image {name!r} (known: {', '.join(names)})")
     text = _root().joinpath(name, RECIPE_FILE).read_text(encoding="utf-8")
-    return Guest(name, recipe.parse(text, name))
+    return Guest(name, parse(text, name))
 
 
 def guest_names() -> list[str]:

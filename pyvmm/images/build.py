@@ -37,7 +37,7 @@ _COMPILE = (
 )  # fmt: skip
 _LINK = (
     "-nostdlib", "-static", "-no-pie", f"-Wl,-T,{LINKER_SCRIPT}",
-    "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096",
+    "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096", "-Wl,-z,noseparate-code",
 )  # fmt: skip
 
 
