@@ -74,6 +74,7 @@ def summary(outcome: Outcome, vm: VM | None, duration: float) -> dict[str, Any]:
     from pyvmm import __version__
 
     stats = None if vm is None else vm.stats
+    crash = getattr(outcome.report, "as_dict", None)
     return {
         "reason": outcome.reason,
         "status": outcome.status,
@@ -82,6 +83,7 @@ def summary(outcome: Outcome, vm: VM | None, duration: float) -> dict[str, Any]:
         "exits": {} if stats is None else stats.exits,
         "unclaimed": 0 if stats is None else stats.unclaimed,
         "report": report_text(outcome) or None,
+        "crash": None if crash is None else crash(),
         "kernel": None if vm is None else vm.config.kernel,
         "pyvmm": __version__,
     }

@@ -136,7 +136,7 @@ class CrashReport:
         self.vcpus = tuple(vcpus)
 
     def text(self) -> str:
-        """The report for people: lines without a prefix, the likely reasons first."""
+        """The report for people: how the run ended, the likely reasons, and what they rest on; no prefixes."""
         return "\n".join(render.lines(self))
 
     def as_dict(self) -> dict[str, Any]:

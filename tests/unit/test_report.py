@@ -23,7 +23,7 @@ def test_text_shows_the_machine() -> None:
     vcpu.state.rax = 0xFEDCBA9876543210
     text = crash(vcpu, memory, before=(Pio(0x3F8, 1, 1, True, b"A"),) * 3).text()
     for part in (
-        "the guest crashed: triple fault",
+        "the guest crashed: triple fault\nlikely: ",
         "vcpu 0: long mode (64-bit code), 4-level paging, CPL 0, runnable",
         "rax fedcba9876543210",
         "cr0  0x80000033  PE MP ET NE PG",
