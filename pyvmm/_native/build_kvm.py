@@ -99,7 +99,7 @@ def _members(record: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 def _guard(path: str) -> str:
     """The macro that came with this part of a structure, or "" if Linux 4.18's header has it."""
     parts = path.split(".")
-    for length in range(1, len(parts) + 1):
+    for length in range(len(parts), 0, -1):
         macro = TABLES["NEWER_PARTS"].get(".".join(parts[:length]))
         if macro:
             return str(macro)
@@ -181,7 +181,8 @@ def ffi_builder() -> FFI:
     return builder
 
 
-STUB_HEAD = '''"""Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from kvm_abi.h and requests.py.
+STUB_HEAD = '''\
+"""Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from kvm_abi.h and requests.py.
 
 A function returns a result that is not negative, or minus an error number; kvm_helper.h says what each does. A
 structure's fields are attributes; kvm_abi.h names the section of the KVM API document that describes it.

@@ -106,13 +106,12 @@ DECODERS: dict[int, Decoder] = {
 }
 
 ANSWERS: dict[type[exits.Exit], int] = {
-    exits.Mmio: offsetof("struct kvm_run", "mmio", "data"),
     exits.Rdmsr: offsetof("struct kvm_run", "msr", "data"),
     exits.Hypercall: offsetof("struct kvm_run", "hypercall", "ret"),
     exits.Hyperv: offsetof("struct kvm_run", "hyperv", "u", "hcall", "result"),
     exits.Xen: offsetof("struct kvm_run", "xen", "u", "hcall", "result"),
 }
-"""Where in kvm_run the answer to an exit goes; for Pio KVM says so itself, in data_offset."""
+"""Where in kvm_run the 8-byte answer to such an exit goes."""
 
 
 def decode(page: object) -> exits.Exit:

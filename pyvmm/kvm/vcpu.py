@@ -141,15 +141,12 @@ class VcpuFd(VcpuState):
         `data` is as long as the exit's class says, little-endian. Raises ValueError otherwise, and for an exit that
         asks for nothing.
         """
-        kind = exit.__class__
-        if kind is Pio:
-            length = exit.size * exit.count  # type: ignore[attr-defined]  # kind is exact
-            at = self._answer_at
-        elif kind is Mmio:
-            length = exit.size  # type: ignore[attr-defined]
-            at = _MMIO_DATA
+        if isinstance(exit, Pio) and not exit.is_write:
+            length, at = exit.size * exit.count, self._answer_at
+        elif isinstance(exit, Mmio) and not exit.is_write:
+            length, at = exit.size, _MMIO_DATA
         elif isinstance(exit, Rdmsr | Hypercall | Hyperv | Xen):
-            length, at = 8, ANSWERS[kind]
+            length, at = 8, ANSWERS[type(exit)]
         else:
             raise ValueError(f"{exit.name} asks for no answer")
         if len(data) != length:

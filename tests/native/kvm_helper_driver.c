@@ -1,0 +1,184 @@
+/*
+ * Drives pyvmm/_native/kvm_helper.c under sanitizers. argv[1] is the KVM device, or "-" for the part without KVM.
+ * Prints "ok" at the end; every failed check names its line and ends the program with status 1.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kvm_abi.h"
+#include "kvm_helper.h"
+
+#define CHECK(condition)                                                                                              \
+    do {                                                                                                              \
+        if (!(condition)) {                                                                                           \
+            fprintf(stderr, "line %d: %s\n", __LINE__, #condition);                                                  \
+            exit(1);                                                                                                  \
+        }                                                                                                             \
+    } while (0)
+
+struct sleeper {
+    int signal_number;
+    int fd;         /* read from it, or run it if it is a vCPU */
+    int is_vcpu;
+    int tid;
+    int result;
+    sem_t started;
+};
+
+static void *sleeper_main(void *argument)
+{
+    struct sleeper *self = argument;
+    sigset_t all;
+    char byte;
+
+    sigfillset(&all); /* a thread that blocks every signal can be kicked all the same */
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    self->tid = pyvmm_kick_enter(self->signal_number);
+    sem_post(&self->started);
+    if (self->is_vcpu)
+        self->result = pyvmm_run(self->fd);
+    else
+        self->result = read(self->fd, &byte, 1) < 0 ? -errno : 0;
+    return NULL;
+}
+
+/* Kick a thread that sleeps until its system call has ended with EINTR. Returns its result. */
+static int kick_out(int signal_number, int fd, int is_vcpu)
+{
+    struct sleeper sleeper = {.signal_number = signal_number, .fd = fd, .is_vcpu = is_vcpu};
+    pthread_t thread;
+
+    sem_init(&sleeper.started, 0, 0);
+    CHECK(pthread_create(&thread, NULL, sleeper_main, &sleeper) == 0);
+    sem_wait(&sleeper.started);
+    CHECK(sleeper.tid > 0);
+    for (;;) {
+        struct timespec until;
+
+        CHECK(pyvmm_kick(sleeper.tid, signal_number) == 0);
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += 10000000;
+        if (until.tv_nsec >= 1000000000) {
+            until.tv_nsec -= 1000000000;
+            until.tv_sec++;
+        }
+        if (pthread_timedjoin_np(thread, NULL, &until) == 0)
+            break;
+    }
+    /* A thread can be joined a moment before the kernel has taken it apart. */
+    while (pyvmm_kick(sleeper.tid, signal_number) == 0)
+        usleep(1000);
+    CHECK(pyvmm_kick(sleeper.tid, signal_number) == -ESRCH);
+    sem_destroy(&sleeper.started);
+    return sleeper.result;
+}
+
+static void somebody_elses(int signal_number)
+{
+    (void)signal_number;
+}
+
+static void without_kvm(void)
+{
+    int number, pipe_fds[2];
+    struct sigaction action;
+
+    CHECK(pyvmm_ioctl(-1, FIONREAD, 0) == -EBADF);
+    CHECK(pyvmm_ioctl_ptr(-1, FIONREAD, NULL) == -EBADF);
+    CHECK(pyvmm_run(-1) == -EBADF);
+    CHECK(pipe(pipe_fds) == 0);
+    CHECK(write(pipe_fds[1], "abc", 3) == 3);
+    CHECK(pyvmm_ioctl_ptr(pipe_fds[0], FIONREAD, &number) == 0 && number == 3);
+    CHECK(pyvmm_ioctl_ptr(pipe_fds[0], FIONREAD, NULL) == -EFAULT);
+    CHECK(read(pipe_fds[0], &number, 3) == 3);
+
+    /* A real-time signal that somebody uses is left alone. */
+    memset(&action, 0, sizeof(action));
+    action.sa_handler = somebody_elses;
+    CHECK(sigaction(SIGRTMAX, &action, NULL) == 0);
+    number = pyvmm_kick_install();
+    CHECK(number >= SIGRTMIN && number < SIGRTMAX);
+    CHECK(pyvmm_kick_install() == number);
+    CHECK(sigaction(SIGRTMAX, NULL, &action) == 0 && action.sa_handler == somebody_elses);
+    CHECK(pyvmm_kick(1 << 22, number) == -ESRCH);
+    CHECK(pyvmm_kick(getpid(), 1000) == -EINVAL);
+    CHECK(kick_out(number, pipe_fds[0], 0) == -EINTR);
+
+    /* When all of them are in use, that is said. */
+    action.sa_handler = somebody_elses;
+    for (int i = SIGRTMIN; i <= SIGRTMAX; i++)
+        CHECK(sigaction(i, &action, NULL) == 0);
+    CHECK(pyvmm_kick_install() == -EBUSY);
+    action.sa_handler = SIG_DFL;
+    for (int i = SIGRTMIN; i <= SIGRTMAX; i++)
+        CHECK(sigaction(i, &action, NULL) == 0);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+}
+
+static void with_kvm(const char *path)
+{
+    /* out 0xe9, al; jmp $ */
+    static const uint8_t code[] = {0xe6, 0xe9, 0xeb, 0xfe};
+    int kvm = open(path, O_RDWR | O_CLOEXEC);
+    int number = pyvmm_kick_install();
+    int vm, vcpu, size;
+    void *memory;
+    struct kvm_run *run;
+    struct kvm_sregs sregs;
+    struct kvm_regs regs = {.rip = 0, .rflags = 2};
+    struct kvm_userspace_memory_region region = {.memory_size = 4096};
+
+    CHECK(kvm >= 0);
+    vm = pyvmm_ioctl(kvm, CREATE_VM, 0);
+    CHECK(vm >= 0);
+    memory = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    memcpy(memory, code, sizeof(code));
+    region.userspace_addr = (uintptr_t)memory;
+    CHECK(pyvmm_ioctl_ptr(vm, SET_USER_MEMORY_REGION, &region) == 0);
+    vcpu = pyvmm_ioctl(vm, CREATE_VCPU, 0);
+    CHECK(vcpu >= 0);
+    CHECK(pyvmm_ioctl(vm, CREATE_VCPU, 0) == -EEXIST);
+    size = pyvmm_ioctl(kvm, GET_VCPU_MMAP_SIZE, 0);
+    CHECK(size >= (int)sizeof(struct kvm_run));
+    run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+    CHECK(run != MAP_FAILED);
+    CHECK(pyvmm_ioctl_ptr(vcpu, GET_SREGS, &sregs) == 0);
+    sregs.cs.base = sregs.cs.selector = 0;
+    CHECK(pyvmm_ioctl_ptr(vcpu, SET_SREGS, &sregs) == 0);
+    CHECK(pyvmm_ioctl_ptr(vcpu, SET_REGS, &regs) == 0);
+    CHECK(pyvmm_run(vcpu) == 0);
+    CHECK(run->exit_reason == 2 && run->io.port == 0xe9 && run->io.count == 1);
+    run->immediate_exit = 1;
+    CHECK(pyvmm_run(vcpu) == -EINTR);
+    run->immediate_exit = 0;
+    CHECK(kick_out(number, vcpu, 1) == -EINTR); /* out of an endless loop */
+    munmap(run, (size_t)size);
+    close(vcpu);
+    close(vm);
+    close(kvm);
+    munmap(memory, 4096);
+}
+
+int main(int argc, char **argv)
+{
+    CHECK(argc == 2);
+    alarm(20);
+    without_kvm();
+    if (strcmp(argv[1], "-") != 0)
+        with_kvm(argv[1]);
+    puts("ok");
+    return 0;
+}
