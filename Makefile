@@ -69,6 +69,7 @@ bench:
 	@scripts/check-kvm.sh
 	@scripts/tools.sh test
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@$(VENV)/bin/python -c 'import matplotlib' 2>/dev/null || $(VENV)/bin/python -m pip install -q -e '.[bench]' --no-build-isolation
 	@$(VENV)/bin/python -m bench $(ARGS)
 
 images:
@@ -84,17 +85,17 @@ clean:
 $(MADE):
 	@echo "==> virtual environment in $(VENV), with $(PYTHON)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(VENV)/bin/python -m pip install -q --upgrade pip $$($(PYTHON) -c '$(BUILD_REQUIRES)')
+	@$(VENV)/bin/python -m pip install -qq --upgrade pip $$($(PYTHON) -c '$(BUILD_REQUIRES)')
 	@touch $@
 
 $(INSTALLED): $(MADE) pyproject.toml
 	@echo "==> building pyvmm and its C helper"
-	@$(VENV)/bin/python -m pip install -q --no-build-isolation -e .
+	@$(VENV)/bin/python -m pip install -qq --no-build-isolation -e .
 	@touch $@
 
 $(DEVELOP): $(MADE) pyproject.toml
 	@echo "==> building pyvmm and its C helper, installing the tools of its tests"
-	@$(VENV)/bin/python -m pip install -q --no-build-isolation -e '.[dev]'
+	@$(VENV)/bin/python -m pip install -qq --no-build-isolation -e '.[dev]'
 	@touch $@ $(INSTALLED)
 
 # For a change of the C helper; after an installation, which built it, there is nothing left to compile.
