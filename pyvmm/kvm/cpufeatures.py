@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     Bit = tuple[int, int, str, int]
     """Leaf, subleaf, register, bit number."""
 
-KVM_SIGNATURE_LEAF = 0x40000000
-KVM_FEATURES_LEAF = 0x40000001
-
 # Leaf, subleaf and register, then the names of bits 0 to 31 in order; `.` is a bit that is reserved, is no feature, or
 # is KVM's to keep.
 _REGISTERS = """

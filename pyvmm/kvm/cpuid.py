@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pyvmm.errors import UsageError
 from pyvmm.kvm.constants import KVM_CPUID_FLAG_SIGNIFCANT_INDEX
-from pyvmm.kvm.cpufeatures import AMD_REPEATED_BITS, KVM_SIGNATURE_LEAF, feature_bits
+from pyvmm.kvm.cpufeatures import AMD_REPEATED_BITS, feature_bits
 from pyvmm.kvm.entries import CpuidEntry
 
 TYPE_CHECKING = False
@@ -98,13 +98,11 @@ def with_topology(entries: Iterable[CpuidEntry], vcpu: int, vcpus: int) -> list[
     entries = [_copy(entry) for entry in entries]
     amd = vendor(entries) in AMD_VENDORS
     id_bits = (vcpus - 1).bit_length()  # of an APIC id: the cores of the one package
-    highest = max((entry.function for entry in entries if entry.function < KVM_SIGNATURE_LEAF), default=0)
+    highest = next((entry.eax for entry in entries if entry.function == 0), 0)  # basic leaf
     topology_leaves = {entry.function for entry in entries} & {LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2}
     for entry in entries:
         leaf = entry.function
-        if leaf == 0:
-            highest = max(highest, entry.eax)
-        elif leaf == 1:
+        if leaf == 1:
             ids = vcpus if amd else 1 << id_bits  # AMD counts logical processors, Intel the ids they could have
             entry.ebx = entry.ebx & 0xFFFF | min(ids, 255) << 16 | vcpu << 24
             entry.edx = _with(entry.edx, CPUID_1_EDX_HT, vcpus > 1)
