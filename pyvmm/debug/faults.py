@@ -1,18 +1,17 @@
-"""How an exception becomes a triple fault: the descriptor tables as the processor would have used them.
+"""How an exception became a triple fault: which it was, why it could not be delivered, what the stack was like.
 
-Imports evidence and bits. Follows the Intel SDM volume 3A: 6.10 to 6.12 (IDT and gates), 6.14 (64-bit mode), 6.15
-(double fault), 3.4.5 (segment descriptors), 21.1.4 (real mode's vector table).
+Imports evidence, bits, descriptors and raised. Follows the Intel SDM volume 3A, 6.15 (double fault) and 6.14.2
+(stack frames).
 """
 
 from __future__ import annotations
 
-from pyvmm.boot.segments import Segment
-from pyvmm.debug.bits import exception_name, segment_type
+from pyvmm.debug.bits import exception_name
+from pyvmm.debug.descriptors import gate_problem
 from pyvmm.debug.evidence import Evidence, Reason, show
+from pyvmm.debug.raised import BP, GP, UD, raised
 
-BP, UD, DF, GP, PF = 3, 6, 8, 13, 14
-GATES = {5: "task", 6: "interrupt", 7: "trap", 14: "interrupt", 15: "trap"}
-LONG_GATES = (14, 15)
+DF, PF = 8, 14
 
 
 def triple_fault(evidence: Evidence) -> list[Reason]:
@@ -42,16 +41,12 @@ def triple_fault(evidence: Evidence) -> list[Reason]:
 
 def first_exception(evidence: Evidence) -> tuple[int, str] | None:
     """The vector of the exception that began it, as far as it can be told, and what speaks for it."""
-    state, code = evidence.state, evidence.code
+    state = evidence.state
     if evidence.fetch.gpa is None:
         return PF, "from fetching the instruction"
-    here = f"from the instruction at RIP{evidence.instruction()}"
-    if code[:2] == b"\x0f\x0b":
-        return UD, here
-    if code[:1] == b"\xcc":
-        return BP, here
-    if code[:1] == b"\xcd" and len(code) > 1:
-        return code[1], here
+    found = raised(evidence)
+    if found is not None:
+        return found
     if state.reg("cr2") and state.paging.kind != "none":
         walk = evidence.walk(state.reg("cr2"))
         if walk.gpa is None:
@@ -59,75 +54,6 @@ def first_exception(evidence: Evidence) -> tuple[int, str] | None:
     if state.exception is not None and state.exception[0] != DF:
         return state.exception[0], "which KVM was about to deliver"
     return None
-
-
-def gate_problem(evidence: Evidence, vector: int) -> str:
-    """Why the processor could not deliver `vector` through the IDT, one phrase; "" where it looks sound."""
-    state = evidence.state
-    idt = state.idt
-    size = 4 if state.mode == "real" else 16 if state.mode == "long" else 8
-    table = "the vector table" if size == 4 else "the IDT"
-    if idt.limit < size - 1:
-        return f"there is no IDT (limit {idt.limit:#x}), so no exception can be handled"
-    if vector * size + size - 1 > idt.limit:
-        return f"{table} ends before vector {vector} (limit {idt.limit:#x})"
-    raw = evidence.read(idt.base + vector * size, size)
-    if len(raw) < size:
-        return f"{table} at {idt.base:#x} is not in mapped RAM"
-    if size == 4:
-        return "" if any(raw) else f"vector {vector} is empty"
-    return _protected_gate_problem(evidence, vector, raw)
-
-
-def _protected_gate_problem(evidence: Evidence, vector: int, raw: bytes) -> str:
-    gate = int.from_bytes(raw, "little")
-    kind = gate >> 40 & 0x1F
-    if not gate:
-        return f"the IDT's gate for vector {vector} is empty"
-    if not gate >> 47 & 1:
-        return f"the IDT's gate for vector {vector} is not present"
-    if kind not in (LONG_GATES if len(raw) == 16 else GATES):
-        return f"the IDT's entry for vector {vector} is no gate ({segment_type(kind & 0xF, kind >> 4)})"
-    if kind == 5:
-        return ""  # what a task gate needs is not looked at
-    selector = gate >> 16 & 0xFFFF
-    problem = code_segment_problem(evidence, selector)
-    if problem:
-        return f"the gate for vector {vector} wants code segment {selector:#x}, and {problem}"
-    offset = gate & 0xFFFF | gate >> 32 & 0xFFFF_0000
-    if len(raw) == 16:
-        offset |= gate >> 64 << 32 & 0xFFFF_FFFF_0000_0000
-    elif not kind & 8:
-        offset &= 0xFFFF
-    walk = evidence.walk(offset)  # a handler's segment is flat in every kernel worth guessing about
-    if walk.gpa is None:
-        return f"the handler for vector {vector} at {offset:#x} is not mapped ({walk.problem})"
-    if not evidence.in_ram(walk.gpa):
-        return f"the handler for vector {vector} at {offset:#x} is outside RAM"
-    return ""
-
-
-def code_segment_problem(evidence: Evidence, selector: int) -> str:
-    """Why `selector` cannot be loaded into CS from the GDT, one phrase; "" where it can (or is in an LDT)."""
-    gdt = evidence.state.gdt
-    if selector & 4:
-        return ""
-    if selector < 8:
-        return "that is the null selector"
-    offset = selector & ~7
-    if offset + 7 > gdt.limit:
-        return f"the GDT at {gdt.base:#x} is too short for it (limit {gdt.limit:#x})"
-    raw = evidence.read(gdt.base + offset, 8)
-    if len(raw) < 8:
-        return f"the GDT at {gdt.base:#x} is not in mapped RAM"
-    segment = Segment.from_descriptor(int.from_bytes(raw, "little"), selector)
-    if not (segment.s and segment.type & 8):
-        return f"the GDT has {segment_type(segment.type, segment.s) if any(raw) else 'an empty entry'} there"
-    if not segment.present:
-        return "the GDT's entry there is not present"
-    if evidence.state.mode == "long" and not segment.l:
-        return "the GDT's entry there is not 64-bit code"
-    return ""
 
 
 def stack(evidence: Evidence) -> list[Reason]:

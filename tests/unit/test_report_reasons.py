@@ -102,6 +102,65 @@ def test_no_idt_is_said_when_nothing_tells_the_exception() -> None:
     assert text == "an exception could not be delivered: there is no IDT (limit 0x0), so no exception can be handled"
 
 
+def registers(**values: int) -> Callable[[FakeVcpu], None]:
+    def change(vcpu: FakeVcpu) -> None:
+        for name, value in values.items():
+            setattr(vcpu.state, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("code", "mode", "change", "said"),
+    [
+        ("cc", "long", registers(), "#BP breakpoint, from the instruction"),
+        ("cd 20", "long", registers(), "interrupt 32, from the instruction"),
+        ("f7 f1", "long", registers(), "#DE divide error"),
+        (
+            "0f 22 c0",
+            "protected",
+            registers(rax=0x80000001),
+            "it moves 0x80000001 to CR0, which turns on 32-bit or PAE",
+        ),
+        ("0f 22 c0", "protected", registers(rax=0x80000000), "to CR0, and PG needs PE"),
+        ("0f 22 c0", "protected", registers(rax=0x80000001, efer=0x100), "long mode needs CR4.PAE"),
+        ("0f 22 e0", "protected", registers(rax=0x8000_0000), "to CR4, which has a bit"),
+        ("41 0f 22 d9", "long", registers(r9=0x123), "it moves 0x123 to CR3"),
+        ("0f 30", "long", registers(rcx=0xDEAD), "it writes MSR 0xdead"),
+        ("0f 32", "long", registers(rcx=0xDEAD), "it reads MSR 0xdead"),
+        ("8e d8", "long", registers(rax=0x80), "it loads DS with 0x80, and the GDT at 0x500 is too short"),
+        ("8e d0", "long", registers(rax=0x08), "it loads SS with 0x8, and the GDT has an empty entry"),
+        ("0f 00 d8", "long", registers(rax=0x28), "it loads selector 0x28, and the GDT has an empty entry"),
+        ("48 cf", "long", registers(rsp=0x9008), "it returns to code segment 0x80, and the GDT"),
+        ("66 cb", "protected", registers(rsp=0x900E), "it returns to code segment 0x80, and the GDT"),
+        ("ea 00 00 10 00 80 00", "protected", registers(), "it jumps to code segment 0x80, and the GDT"),
+    ],
+)
+def test_the_instruction_at_rip_is_blamed(code: str, mode: str, change: Callable[[FakeVcpu], None], said: str) -> None:
+    vcpu, memory = machine(bytes.fromhex(code) + b"\x90" * 9, mode)
+    memory.write_u64(0x9010, 0x80)
+    change(vcpu)
+    assert said in likely(crash(vcpu, memory))
+
+
+@pytest.mark.parametrize(
+    ("code", "change"),
+    [
+        ("f7 f1", registers(rcx=7)),
+        ("8e d8", registers(rax=0)),
+        ("8e d8", registers(rax=0x18)),
+        ("8e d8", registers(rax=0x84)),  # in the LDT, which is not looked at
+        ("48 cf", registers(rsp=0x9008)),
+        ("48 89 c3", registers()),
+    ],
+)
+def test_an_instruction_that_may_be_sound_is_not_blamed(code: str, change: Callable[[FakeVcpu], None]) -> None:
+    vcpu, memory = machine(bytes.fromhex(code) + b"\x90" * 9)
+    memory.write_u64(0x9010, 0x10)
+    change(vcpu)
+    assert "first exception" not in likely(crash(vcpu, memory))
+
+
 # --- Where RIP and RSP are -------------------------------------------------------------------
 
 
