@@ -132,6 +132,7 @@ class VM:
     def _create(self) -> None:
         from pyvmm.kvm import Kvm
         from pyvmm.kvm.assembly import create_vcpus, create_vm
+        from pyvmm.kvm.host import Host
 
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
@@ -141,7 +142,7 @@ class VM:
         ram = layout.ram_ranges(self.config.mem)
         self._machine = Machine(ram, fd.irq_line, self._output, self._control.end)
         self.machine.serial.on_input_drained = self.console.input_ready
-        self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, loaded.state)
+        self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, Host().without, loaded.state)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
 
     def _spawn(self) -> None:

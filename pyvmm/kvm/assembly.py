@@ -60,15 +60,19 @@ def create_vm(kvm: Kvm, regions: Iterable[Region]) -> VmFd:
     return vm
 
 
-def create_vcpus(kvm: Kvm, vm: VmFd, count: int, cpu: str, boot: CpuState) -> tuple[VcpuFd, ...]:
+def create_vcpus(
+    kvm: Kvm, vm: VmFd, count: int, cpu: str, without: Iterable[str], boot: CpuState
+) -> tuple[VcpuFd, ...]:
     """`count` vCPUs of `vm`: the first in state `boot`, the others waiting for INIT and SIPI.
 
-    `cpu` names the features as on the command line. They are closed with `vm`. Raises UsageError for a feature that
+    `cpu` names the features as on the command line; those in `without` are shown only if it asks for them. The vCPUs
+    are closed with `vm`. Raises UsageError for a feature that
     is not there, KvmError where an ioctl fails.
     """
     features = select_features(
         kvm.supported_cpuid(),
         parse_cpu(cpu),
+        without=without,
         without=Host().without,
         tsc_deadline=bool(vm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER)),
     )
