@@ -14,7 +14,6 @@ from pyvmm.kvm.constants import (
 )
 from pyvmm.kvm.cpufeatures import parse_cpu
 from pyvmm.kvm.cpuid import select_features, with_topology
-from pyvmm.kvm.host import Host
 from pyvmm.kvm.msrs import IA32_MISC_ENABLE, initial_msrs
 from pyvmm.kvm.setup import apply_state
 
@@ -66,14 +65,12 @@ def create_vcpus(
     """`count` vCPUs of `vm`: the first in state `boot`, the others waiting for INIT and SIPI.
 
     `cpu` names the features as on the command line; those in `without` are shown only if it asks for them. The vCPUs
-    are closed with `vm`. Raises UsageError for a feature that
-    is not there, KvmError where an ioctl fails.
+    are closed with `vm`. Raises UsageError for a feature that is not there, KvmError where an ioctl fails.
     """
     features = select_features(
         kvm.supported_cpuid(),
         parse_cpu(cpu),
         without=without,
-        without=Host().without,
         tsc_deadline=bool(vm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER)),
     )
     vcpus = []
