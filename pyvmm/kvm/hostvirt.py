@@ -64,8 +64,11 @@ def explain_absence(view: HostView, release: str) -> Problem:
     """Why this kernel, of Linux `release`, has no KVM device."""
     flags = view.cpu_flags()
     module, flag, feature = VENDORS.get(view.cpuinfo("vendor_id"), _INTEL)
-    if "microsoft" in release.lower() and flag not in flags:
-        return _wsl(release)
+    if "microsoft" in release.lower():
+        if "WSL2" not in release:
+            return Problem("wsl", "WSL 1 has no Linux kernel, hence no KVM", "wsl --set-version DISTRIBUTION 2")
+        if flag not in flags:
+            return _wsl2()
     if firmware_off(view, flag):
         return _firmware(f"{feature} is switched off in the firmware", feature)
     if flag in flags:
@@ -125,9 +128,7 @@ def kernel_log(view: HostView) -> str:
     return b"".join(records).decode("utf-8", "replace")
 
 
-def _wsl(release: str) -> Problem:
-    if "WSL2" not in release and "microsoft-standard" not in release:
-        return Problem("wsl", "WSL 1 has no Linux kernel, hence no KVM", "wsl --set-version DISTRIBUTION 2")
+def _wsl2() -> Problem:
     return Problem(
         "wsl",
         "WSL 2 does not give virtualization on",
