@@ -258,7 +258,7 @@ def test_a_group_without_a_name(host: FakeHost) -> None:
     assert problem(host).mend == "sudo usermod -aG 4242 ada"
 
 
-@pytest.mark.parametrize(("mode", "gid"), [(0o600, 0), (0o660, 0), (0o600, 108)])
+@pytest.mark.parametrize(("mode", "gid"), [(0o600, 0), (0o660, 0), (0o600, 108), (0o640, 108)])
 def test_without_a_group_of_its_own_it_takes_a_udev_rule(host: FakeHost, mode: int, gid: int) -> None:
     host.write("/etc/group", GROUPS)
     host.node(mode, gid)
