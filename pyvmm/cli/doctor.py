@@ -163,6 +163,8 @@ def lines(report: Report, *, everything: bool = False) -> list[str]:
         f"  module       {_module(kvm)}",
         f"  compiled     {'yes' if report['compiled'] else 'no'}",
     ]
+    if not kvm["usable"]:
+        return text
     text += _costs(report)
     if report["quirks"]:
         text += ["", "What is different on this host", ""]

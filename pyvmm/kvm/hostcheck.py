@@ -197,7 +197,7 @@ def container_kind(view: HostView) -> str:
     """What sort of container this process is in, a key of CONTAINER_MENDS; "" outside of one, as far as can be seen."""
     if view.environ.get("KUBERNETES_SERVICE_HOST"):
         return "kubernetes"
-    if view.exists("/.dockerenv"):
+    if view.exists("/.dockerenv") and not _root_is_a_disk(view):
         return "docker"
     if view.exists("/run/.containerenv"):
         return "podman"
@@ -214,3 +214,12 @@ def container_kind(view: HostView) -> str:
     if named:
         return named if named in CONTAINER_MENDS else "container"
     return ""
+
+
+def _root_is_a_disk(view: HostView) -> bool:
+    """Whether / is a block device: then /.dockerenv is only left from the image that a virtual machine was made of."""
+    for line in view.read("/proc/self/mountinfo").splitlines():
+        mount, _, origin = line.partition(" - ")
+        if mount.split()[4:5] == ["/"]:
+            return any(word.startswith("/dev/") for word in origin.split()[1:2])
+    return False

@@ -126,6 +126,7 @@ def test_what_is_wrong_and_what_mends_it_come_first(host: FakeHost) -> None:
     }
     assert report["kvm"]["api_version"] is None and report["kvm"]["capabilities"] == []
     assert report["costs_missing"] == "KVM is not usable"
+    assert "Costs" not in text(report) and "Capabilities" not in text(report)
     head = text(report).splitlines()[:5]
     assert head[0] == "pyvmm cannot run guests here."
     assert head[2].split(None, 1) == ["problem", "the kernel module kvm_intel is not loaded"]

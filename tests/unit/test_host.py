@@ -319,6 +319,19 @@ def test_kinds_of_containers(host: FakeHost, file: str, text: str, environ: dict
     assert container_kind(host.view()) == kind
 
 
+@pytest.mark.parametrize(
+    ("origin", "kind"),
+    [("overlay overlay rw,lowerdir=/dev/x", "docker"), ("ext4 /dev/vda rw", ""), ("tmpfs", "docker")],
+)
+def test_a_machine_made_of_a_container_s_image_is_no_container(host: FakeHost, origin: str, kind: str) -> None:
+    host.write("/.dockerenv")
+    host.write(
+        "/proc/self/mountinfo",
+        f"22 1 254:0 / / rw,relatime - {origin}\n23 22 254:1 / /data rw - ext4 /dev/vdb rw\n",
+    )
+    assert container_kind(host.view()) == kind
+
+
 def test_a_container_without_the_device(host: FakeHost) -> None:
     host.write("/.dockerenv")
     host.write("/sys/class/misc/kvm/dev", "10:232\n")
