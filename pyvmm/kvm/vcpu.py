@@ -28,14 +28,11 @@ from pyvmm.kvm.exits import (
     KVM_EXIT_MEMORY_FAULT,
     KVM_EXIT_MMIO,
     Exit,
-    Hypercall,
-    Hyperv,
     Interrupted,
     Mmio,
     Pio,
     Rdmsr,
     Wrmsr,
-    Xen,
 )
 from pyvmm.kvm.native import ffi, lib, offsetof, sizeof
 from pyvmm.kvm.stats import StatsFd
@@ -58,6 +55,7 @@ _HEAD = Struct(f"<I{offsetof('struct kvm_run', 'io') - _REASON - 4 if _MMIO else
 _MMIO_PART = Struct("<Q8sIB")
 """kvm_run.mmio: phys_addr, data, len, is_write."""
 _PAGE = 4096
+_KEEP_ANSWER = (Pio, Mmio, Rdmsr)
 
 _kick_signal = 0
 
@@ -145,14 +143,14 @@ class VcpuFd(VcpuState):
             length, at = exit.size * exit.count, self._answer_at
         elif isinstance(exit, Mmio) and not exit.is_write:
             length, at = exit.size, _MMIO_DATA
-        elif isinstance(exit, Rdmsr | Hypercall | Hyperv | Xen):
+        elif type(exit) in ANSWERS:
             length, at = 8, ANSWERS[type(exit)]
         else:
             raise ValueError(f"{exit.name} asks for no answer")
         if len(data) != length:
             raise ValueError(f"the answer to {exit.describe()} has {length} bytes, not {len(data)}")
         self._map[at : at + length] = data
-        if isinstance(exit, Pio | Mmio | Rdmsr):
+        if isinstance(exit, _KEEP_ANSWER):
             exit.data = data
 
     def refuse(self, exit: Exit) -> None:

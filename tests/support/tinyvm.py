@@ -65,8 +65,7 @@ def tiny_vm(code: bytes = b"\xf4", irqchip: bool = False, flags: int = 0, **regi
             vm.set_identity_map_addr(0xFFFBC000)
             vm.set_tss_addr(0xFFFBD000)
             vm.create_irqchip()
-        with memoryview(memory) as view:
-            vm.set_user_memory_region(0, 0, view, flags)
+        vm.set_user_memory_region(0, 0, memoryview(memory), flags)
         tiny = TinyVm(vm, vm.create_vcpu(0), memory)
         tiny.load(code, **registers)
         yield tiny

@@ -49,11 +49,11 @@ def cpu(fake):
     """A VcpuFd whose descriptor is a memfd; `cpu.page` is struct kvm_run, to be filled as KVM would."""
     fd = os.memfd_create("vcpu")
     os.ftruncate(fd, 3 * 4096)
-    with VcpuFd(fd, 0, 3 * 4096, SimpleNamespace(adopt=lambda child: child)) as made:  # type: ignore[arg-type]
-        with mmap.mmap(fd, 3 * 4096) as shared:
-            page = _kvm.ffi.from_buffer("struct kvm_run[]", shared)
-            yield made, page[0], shared
-            _kvm.ffi.release(page)
+    vm = SimpleNamespace(adopt=lambda child: child)
+    with VcpuFd(fd, 0, 3 * 4096, vm) as made, mmap.mmap(fd, 3 * 4096) as shared:  # type: ignore[arg-type]
+        page = _kvm.ffi.from_buffer("struct kvm_run[]", shared)
+        yield made, page[0], shared
+        _kvm.ffi.release(page)
 
 
 def pio(page, direction, size, port, count):

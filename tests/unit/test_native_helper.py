@@ -1,4 +1,7 @@
-"""The C helper by itself, under AddressSanitizer and UndefinedBehaviorSanitizer, without /dev/kvm; tests/kvm has the other half."""
+"""The C helper by itself, under AddressSanitizer and UndefinedBehaviorSanitizer, without /dev/kvm.
+
+tests/kvm/test_kvm_helper.py is the other half.
+"""
 
 from __future__ import annotations
 
