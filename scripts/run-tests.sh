@@ -17,11 +17,11 @@ run() { # run TITLE COMMAND...
 }
 
 if [ "$(id -u)" = 0 ]; then
-    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadgroup -m "not serial and not unprivileged" "$@"
+    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile -m "not serial and not unprivileged" "$@"
     run "tests that run alone" "$python" -m pytest -q -m "serial and not unprivileged" "$@"
     run "tests as an unprivileged user" scripts/as-nobody.sh "$python" -m pytest -q -m unprivileged "$@"
 else
-    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadgroup -m "not serial" "$@"
+    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile -m "not serial" "$@"
     run "tests that run alone" "$python" -m pytest -q -m serial "$@"
 fi
 exit $status

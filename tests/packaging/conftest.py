@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -19,7 +20,8 @@ def clean_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "PYTEST_", "PYVMM_")) and name != "VIRTUAL_ENV"
+        if name == "PYVMM_CACHE"
+        or not name.startswith(("PYTHON", "PYTEST_", "PYVMM_", "MAKE", "MFLAGS", "VIRTUAL_ENV"))
     }
 
 
@@ -34,11 +36,19 @@ def copy_checkout(folder: Path) -> Path:
     return folder
 
 
+class Distributions(NamedTuple):
+    sdist: Path
+    wheel: Path
+    sources: frozenset[str]
+    """Every file of the checkout that they were built from, relative to it."""
+
+
 @pytest.fixture(scope="session")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(sdist, wheel built from that sdist), from a copy of the checkout that is moved away before any use of them."""
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    """An sdist and the wheel built from it, of a copy of the checkout that is moved away before any use of them."""
     folder = tmp_path_factory.mktemp("build")
     checkout = copy_checkout(folder / "checkout")
+    sources = frozenset(str(path.relative_to(checkout)) for path in checkout.rglob("*") if path.is_file())
     out = folder / "dist"
     # With neither --sdist nor --wheel, `build` makes the wheel from the sdist that it has just made.
     command = [sys.executable, "-m", "build", "--outdir", str(out), str(checkout)]
@@ -46,15 +56,15 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     assert result.returncode == 0, result.stdout + result.stderr
     checkout.rename(folder / "moved-away")
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
-    return sdist, wheel
+    return Distributions(sdist, wheel, sources)
 
 
 @pytest.fixture(scope="session")
-def installed(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of an environment with nothing but the wheel and what it depends on."""
     folder = tmp_path_factory.mktemp("empty") / "environment"
     venv.create(folder, with_pip=True)
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", str(distributions[1])]
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", str(distributions.wheel)]
     result = subprocess.run(command, cwd="/", env=clean_environment(), capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder / "bin"

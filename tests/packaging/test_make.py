@@ -13,7 +13,7 @@ import pytest
 
 from tests.packaging.conftest import ROOT, clean_environment, copy_checkout
 
-pytestmark = [pytest.mark.needs("git", "make"), pytest.mark.timeout(600), pytest.mark.xdist_group("make")]
+pytestmark = [pytest.mark.needs("git", "make"), pytest.mark.timeout(600)]
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 HIDDEN = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /dev/kvm && "$@"', "sh"]

@@ -16,7 +16,7 @@ import pytest
 
 from tests.packaging.conftest import ROOT, clean_environment, copy_checkout
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("readme")]
+pytestmark = [pytest.mark.timeout(600)]
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
