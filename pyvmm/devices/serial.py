@@ -226,8 +226,8 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         if self._on_wire:
             self._output(_BYTES[value])
         elif self._mcr & uart.MCR_LOOP:
+            # No need to settle: loopback disconnects the interrupt line.
             self._arrive(value & (0x20 << (self._lcr & uart.LCR_WLS)) - 1)
-            self._settle()
         if self._ier & uart.IER_ETBEI:
             self._sent()
 

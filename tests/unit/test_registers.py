@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pyvmm.devices.debugcon import DebugCon
@@ -116,6 +118,7 @@ def test_look_up_by_name_and_by_access():
     assert SPLIT.at(1, is_write=False, bank=1) is MODE
     assert SPLIT.at(2, is_write=False) is None
     assert list(SPLIT.banks()) == [0, 1]
+    assert list(RegisterMap(4, MODE).banks()) == list(RegisterMap(4).banks()) == [0]
     with pytest.raises(KeyError):
         SPLIT["NOPE"]
 
@@ -208,10 +211,14 @@ def test_a_wide_access_sees_the_bank_that_its_first_byte_selected():
 def test_a_window_shares_lock_and_registers():
     box = Box()
     window = PortWindow(box, 1)
-    assert window.lock is box.lock
+    assert (window.lock, window.name) == (box.lock, "box")
     window.write(0, 1, 0x42)
     assert (box.mode, window.read(0, 1)) == (0x42, 0x42)
     assert window.register_at(0, is_write=False) is MODE
+    window = PortWindow(box, 0)
+    window.write(1, 1, 0x43)
+    assert (box.mode, window.read(1, 1)) == (0x43, 0x43)
+    assert window.register_at(1, is_write=False) is MODE
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -235,3 +242,18 @@ def test_reset_selects_bank_0():
     assert serial.register_at(0, is_write=True) is UART["DLL"]
     serial.reset()
     assert serial.register_at(0, is_write=True) is UART["THR"]
+
+
+def table_row(register: Register) -> str:
+    """The register as a row of docs/devices.md."""
+    offset = f"{register.offset:#x}" + (", DLAB = 1" if register.bank else "")
+    fields = " ".join(field.name for field in reversed(register.fields)) or "-"
+    return f"| {offset} | {register.name} | {register.access} | {fields} | {register.spec} |"
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_the_documentation_lists_every_register(name):
+    lines = (Path(__file__).parents[2] / "docs" / "devices.md").read_text().splitlines()
+    first = lines.index(table_row(MAPS[name].registers[0]))
+    rows = [table_row(register) for register in MAPS[name]]
+    assert lines[first : first + len(rows)] == rows

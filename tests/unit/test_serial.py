@@ -286,6 +286,17 @@ def test_fcr_bits_count_only_with_the_enable_bit(io):
     assert io.drain() == b"ab"
 
 
+def test_a_cleared_fifo_has_no_data(io):
+    io[FCR], io[IER], io[MCR] = 0xC1, ERBFI, OUT2
+    io.receive(b"abc")
+    io.serial.receive_break()
+    assert io[LSR] == IDLE | DR | FIFO_ERROR
+    io[FCR] = 0xC3
+    assert io[LSR] == IDLE
+    assert io[IIR] == FIFOS | NONE
+    assert io.line.history == [True, False]
+
+
 def test_trigger_can_change_without_losing_data(io):
     io[FCR] = 0x01
     io.receive(b"abcd")
@@ -337,9 +348,13 @@ def test_overrun_in_fifo_mode_loses_the_new_character(io):
     for value in range(FIFO_DEPTH):
         io[THR] = value
     assert io[LSR] == IDLE | DR
+    io[IER] = ELSI
+    assert io[IIR] == FIFOS | NONE
     io[THR] = 0x99
+    assert io[IIR] == FIFOS | LINE
     assert io[LSR] == IDLE | DR | OE
     assert io[LSR] == IDLE | DR
+    assert io[IIR] == FIFOS | NONE
     assert io.drain() == bytes(range(FIFO_DEPTH))
 
 
