@@ -67,7 +67,7 @@ lint:
 
 bench:
 	@scripts/check-kvm.sh
-	@scripts/tools.sh test
+	@scripts/tools.sh bench
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
 	@$(VENV)/bin/python -c 'import matplotlib' 2>/dev/null || $(VENV)/bin/python -m pip install -q -e '.[bench]' --no-build-isolation
 	@$(VENV)/bin/python -m bench $(ARGS)

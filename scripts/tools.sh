@@ -1,13 +1,14 @@
 #!/bin/sh
-# tools.sh build|test: finds every Debian package that is missing. `build` is what building pyvmm and its guests takes,
-# `test` adds what some tests use. Root gets them installed; anybody else is told the one command and stops here (1),
-# before anything slow, unless only tests would be skipped. Never calls sudo. PYTHON names the interpreter.
+# tools.sh build|test|bench: finds every Debian package that is missing. `build` is what building pyvmm and its guests
+# takes, `test` adds what some tests use, `bench` what measurements are compared with. Root gets them installed; anybody
+# else is told the one command and stops here (1), before anything slow, unless that would only be left out. Never calls
+# sudo. PYTHON names the interpreter.
 set -u
 
-what=${1:?build or test}
+what=${1:?build, test or bench}
 PYTHON=${PYTHON:-python3}
 needed= # Debian packages that nothing works without
-wanted= # those without which tests are skipped
+wanted= # those without which something is skipped
 absent= # what those are for, in words
 
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -48,12 +49,15 @@ else
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || need "$name-venv" "$PYTHON's venv"
 fi
 
-if [ "$what" = test ]; then
+case $what in
+test)
     have git || wanted="$wanted git"
-    have gdb || wanted="$wanted gdb"
-    have qemu-system-x86_64 || wanted="$wanted qemu-system-x86"
     { have unshare && have setpriv; } || wanted="$wanted util-linux"
-fi
+    ;;
+bench)
+    have qemu-system-x86_64 || wanted="$wanted qemu-system-x86"
+    ;;
+esac
 
 [ -n "$needed$wanted" ] || exit 0
 if [ "$(id -u)" = 0 ] && have apt-get; then
@@ -73,5 +77,5 @@ elif [ -n "$needed" ]; then
     echo "pyvmm: missing: $absent. As root: apt-get install$needed$wanted" >&2
     exit 1
 else
-    echo "pyvmm: some tests will be skipped. To run them, as root: apt-get install$wanted"
+    echo "pyvmm: some of it will be skipped. For all of it, as root: apt-get install$wanted"
 fi
