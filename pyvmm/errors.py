@@ -89,7 +89,7 @@ class BusConflictError(PyvmmError, ValueError):
 
 
 class ImageError(PyvmmError):
-    """A guest image cannot be built or kept: a tool is missing, a source does not compile, the cache is not writable."""
+    """A guest image cannot be built or kept: no tool, a source that does not compile, a cache it may not write."""
 
 
 class BackendError(PyvmmError, OSError):
