@@ -2,6 +2,9 @@
 
 import sys
 
-from pyvmm.cli.main import main
+try:
+    from pyvmm.cli.main import main
+except KeyboardInterrupt:  # so early that nobody catches signals yet
+    sys.exit(130)
 
 sys.exit(main())

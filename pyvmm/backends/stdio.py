@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from pyvmm.backends import Link
 
+LOOK_AGAIN = 300
+"""Milliseconds between two looks whether a shell has brought us to the foreground."""
 TYPE_AHEAD = 1 << 20
 """Bytes typed or pasted that wait for the guest at most. As long as there is room, the escape key is heard."""
 
@@ -95,14 +97,10 @@ class StdioConsole:
             self.terminal.restore()
 
     def resumed(self) -> None:
-        """The process goes on after a stop (SIGCONT): take the terminal again."""
-        if self.terminal is None or self._pump is None:
-            return
-        try:
-            self.terminal.enter()
-        except BackendError:
-            return  # the terminal has gone meanwhile: the next read says so
-        self._pump.wake()
+        """The process goes on after a stop (SIGCONT), and a shell has had the terminal meanwhile: take it again."""
+        if self.terminal is not None and self._pump is not None:
+            self._take_terminal(self.terminal)
+            self._pump.wake()
 
     def leave_line(self) -> bool:
         """Whether the guest has left a terminal's cursor inside a line; who asks is about to end that line."""
@@ -116,9 +114,19 @@ class StdioConsole:
         return self.terminal is not None and self.terminal.raw
 
     def _watch(self) -> tuple[int, int | None]:
-        # In the background a read would stop the whole process (SIGTTIN): wait for resumed().
-        away = self.terminal is not None and not self.terminal.foreground()
-        return (-1 if self._ended or away else self._stdin), None
+        if self.terminal is not None:
+            # In the background a read would stop the whole process (SIGTTIN). No signal says when that is over.
+            if not self.terminal.foreground():
+                return -1, LOOK_AGAIN
+            if not self.terminal.raw:
+                self._take_terminal(self.terminal)
+        return (-1 if self._ended else self._stdin), None
+
+    def _take_terminal(self, terminal: Terminal) -> None:
+        try:
+            terminal.enter()
+        except BackendError:
+            self._ended = True  # the terminal has gone
 
     def _ready(self) -> None:
         try:

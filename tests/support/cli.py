@@ -40,6 +40,21 @@ def wait_for(condition: Callable[[], object], what: str, limit: float = 20.0) ->
         time.sleep(0.01)
 
 
+def wait_until_still(process: subprocess.Popen[bytes]) -> None:
+    """Return once `process` uses no CPU any more: its vCPUs are held outside the guest."""
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])  # user and system time, proc(5)
+
+    def still() -> bool:
+        before = ticks()
+        time.sleep(0.3)
+        return ticks() - before <= 2
+
+    wait_for(still, "the process to stand still", 30)
+
+
 class FakeLink:
     """A VM that takes `room` bytes of input and notes what it is told."""
 
