@@ -36,7 +36,8 @@ EBDA_SEGMENT_WORD = 0x40E
 BOOT_GDT = 0x500
 PVH_START_INFO = 0x600
 MULTIBOOT_INFO = 0x800
-MULTIBOOT_INFO_END = BOOT_PAGE_TABLES = 0x1000
+"""With a module's long name it reaches into the next page: 32-bit mode has no page tables there."""
+BOOT_PAGE_TABLES = 0x1000
 BOOT_PAGE_TABLES_END = 0x7000
 BOOT_STACK = BOOT_PAGE_TABLES_END
 """Lowest byte of the boot stack: 3 KiB of it."""

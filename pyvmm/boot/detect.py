@@ -29,6 +29,9 @@ MULTIBOOT_MAGIC = (0x1BADB002).to_bytes(4, "little")
 MULTIBOOT2_MAGIC = (0xE85250D6).to_bytes(4, "little")
 ISO_DESCRIPTOR = 0x8001
 """Where "CD001" stands in a CD image (ECMA-119, 8.1)."""
+TEXT_MINIMUM = 32
+"""So many bytes without one that no text has are hardly code."""
+_TEXT = bytes((*b"\t\n\r\f", *range(0x20, 0x7F)))
 
 _DECOMPRESS = "the kernel itself, decompressed"
 _NO_KERNELS: tuple[tuple[int, bytes, str, str], ...] = (
@@ -82,9 +85,11 @@ def detect(image: Image) -> tuple[str, list[str]]:
     for offset, magic, problem, expected in _NO_KERNELS:
         if head[offset : offset + len(magic)] == magic:
             raise LoadError(image.path, problem, expected=expected)
+    if len(head) >= TEXT_MINIMUM and not head.translate(None, _TEXT):
+        raise LoadError(image.path, "is text", expected="a kernel")
     if _is_lzma(image):
         raise LoadError(image.path, "is compressed with lzma", expected=_DECOMPRESS)
-    if image.size > ISO_DESCRIPTOR + 5 and image.read(ISO_DESCRIPTOR, 5) == b"CD001":
+    if image.size >= ISO_DESCRIPTOR + 5 and image.read(ISO_DESCRIPTOR, 5) == b"CD001":
         raise LoadError(image.path, "is a CD image", expected="a kernel")
     return "flat", notes
 

@@ -79,11 +79,16 @@ class Placement:
     def claim(self, gpa: int, length: int, what: str, *, offset: int | None = None) -> None:
         """Set `length` bytes (1 or more) from `gpa` aside for `what`.
 
-        `offset` is where the kernel's file asks for it. Raises LoadError outside RAM and on an earlier claim.
+        `offset` is where the kernel's file asks for it. Raises LoadError outside RAM and on an earlier claim. What
+        the memory map reserves below 1 MiB may be claimed: there is RAM, and a linker puts an ELF header there when
+        the code begins at 1 MiB.
         """
         piece = Piece(gpa, length, what)
-        if not any(base <= gpa and piece.end <= base + size for base, size, kind in self.map if kind == RAM):
-            raise LoadError(self.path, f"{piece} does not lie in RAM", offset=offset, expected=self.describe_ram())
+        if not self.memory.contains(gpa, length):
+            expected = f"a place within {self._ram()}"
+            if piece.end <= layout.HOLE_START:
+                expected += f", or --mem {-(-piece.end // layout.MIB)}M"
+            raise LoadError(self.path, f"{piece} does not lie in RAM", offset=offset, expected=expected)
         at = bisect_right(self._starts, gpa)
         for other in self.pieces[max(at - 1, 0) : at + 1]:
             if gpa < other.end and other.gpa < piece.end:
@@ -132,7 +137,7 @@ class Placement:
             if not fits:
                 raise LoadError(
                     path,
-                    f"{image.size} bytes have no room in RAM beside the kernel; more memory (--mem) would help",
+                    f"{image.size} bytes have no room in RAM beside the kernel; give it more with --mem",
                     expected=f"at most {largest} bytes",
                 )
             gpa = fits[0] if above is not None else fits[-1]
@@ -159,10 +164,9 @@ class Placement:
         self.command_line = text
         return layout.COMMAND_LINE
 
-    def describe_ram(self) -> str:
-        """Where RAM is, in words."""
-        ranges = (f"{base:#x}-{base + size - 1:#x}" for base, size, kind in self.map if kind == RAM)
-        return "RAM is " + ", ".join(ranges)
+    def _ram(self) -> str:
+        regions = self.memory.regions
+        return ", ".join(f"{region.gpa:#x}-{region.gpa + region.length - 1:#x}" for region in regions)
 
     def _gaps(self, floor: int) -> Iterator[tuple[int, int]]:
         """Page-aligned (start, end) of unclaimed RAM from `floor` up to 4 GiB, ascending."""

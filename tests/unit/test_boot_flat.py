@@ -68,6 +68,7 @@ def test_load_address(tmp_path: Path, mode: str) -> None:
         (0xFFFF, 0, 0xFFFF, 0),
         (0x10000, 0x1000, 0, 0x1000),
         (0x81230, 0x8123, 0, 0x8123),
+        (0xFFFF0, 0xFFFF, 0, 0xFFFF),
     ],
 )
 def test_real_mode_address_as_segment_and_offset(tmp_path: Path, gpa: int, cs: int, ip: int, ds: int) -> None:
@@ -98,9 +99,7 @@ def test_address_that_the_mode_cannot_start_at(tmp_path: Path, mode: str, gpa: i
 @pytest.mark.parametrize(
     ("size", "settings", "words"),
     [
-        (0x98001, {}, r"flat binary \(0x7c00-0x9fc00\) does not lie in RAM"),
-        (1, {"load_addr": 0xA0000}, "does not lie in RAM"),
-        (1, {"load_addr": 0xFFFF0}, "does not lie in RAM"),
+        (16 * MIB - 0x7BFF, {}, r"flat binary \(0x7c00-0x1000000\) does not lie in RAM.*--mem 17M"),
         (15 * MIB + 1, {"flat_mode": "protected"}, "does not lie in RAM"),
         (1, {"flat_mode": "long", "load_addr": 16 * MIB}, "does not lie in RAM"),
         (0x6401, {"load_addr": 0xC00}, "overlaps boot stack"),
@@ -116,8 +115,8 @@ def test_no_room(tmp_path: Path, size: int, settings: dict[str, Any], words: str
 
 
 def test_the_last_byte_that_fits(tmp_path: Path) -> None:
-    loaded, _ = load_bytes(tmp_path, bytes(0x98000))
-    assert loaded.pieces[-1].end == 0x9FC00
+    loaded, _ = load_bytes(tmp_path, bytes(16 * MIB - 0x7C00))
+    assert loaded.pieces[-1].end == 16 * MIB
     loaded, _ = load_bytes(tmp_path, bytes(15 * MIB), flat_mode="long")
     assert loaded.pieces[-1].end == 16 * MIB
 

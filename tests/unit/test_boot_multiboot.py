@@ -256,7 +256,7 @@ def test_addresses_count_even_in_an_elf_file(tmp_path: Path) -> None:
         ((MIB, MIB, 0, 0, MIB - 1), "entry_addr", 28),
         ((MIB, MIB, 0, 0, 0), "entry_addr 0x0", 28),
         ((MIB, MIB, 0, 0xFFFFFFFF, MIB), "kernel .* does not lie in RAM", 16),
-        ((0xA0000, 0xA0000, 0, 0, 0xA0000), "does not lie in RAM", 16),
+        ((0x1000000, 0x1000000, 0, 0, 0x1000000), "does not lie in RAM", 16),
         ((0xFFFFFFF0, 0xFFFFFFF0, 0, 0, 0xFFFFFFF4), "does not lie in RAM", 16),
         ((0x800, 0x800, 0, 0, 0x800), "overlaps multiboot information", 16),
         ((0x20000, 0x20000, 0, 0, 0x20000), "overlaps command line", 16),

@@ -75,10 +75,6 @@ def test_a_claim_over_several_is_refused() -> None:
 @pytest.mark.parametrize(
     ("gpa", "length"),
     [
-        (0x9FBFF, 2),
-        (0x9FC00, 1),
-        (0xA0000, 16),
-        (0xFFFFF, 2),
         (16 * MIB - 1, 2),
         (16 * MIB, 1),
         (1 << 63, 1),
@@ -86,8 +82,27 @@ def test_a_claim_over_several_is_refused() -> None:
     ],
 )
 def test_outside_ram_is_refused(gpa: int, length: int) -> None:
-    with pytest.raises(LoadError, match=r"does not lie in RAM.*RAM is 0x0-0x9fbff, 0x100000-0xffffff"):
+    with pytest.raises(LoadError, match=r"does not lie in RAM.*within 0x0-0xffffff"):
         placement().claim(gpa, length, "piece")
+
+
+@pytest.mark.parametrize(("end", "size"), [(16 * MIB + 1, "17M"), (17 * MIB, "17M"), (3 * GIB, "3072M")])
+def test_the_memory_that_would_do_is_named(end: int, size: str) -> None:
+    with pytest.raises(LoadError, match=rf"within 0x0-0xffffff, or --mem {size}\)"):
+        placement().claim(2 * MIB, end - 2 * MIB, "kernel")
+
+
+def test_ram_that_the_map_reserves_may_be_claimed() -> None:
+    place = placement()
+    place.claim(0xFF000, 0x120, "ELF header of a kernel at 1 MiB")
+    place.claim(0x9FC00, 0x400, "EBDA")
+    assert [piece.gpa for piece in place.pieces] == [0x9FC00, 0xFF000]
+
+
+@pytest.mark.parametrize(("gpa", "length"), [(3 * GIB - 1, 2), (4 * GIB, 1)])
+def test_no_memory_would_do(gpa: int, length: int) -> None:
+    with pytest.raises(LoadError, match=r"does not lie in RAM \(expected a place within 0x0-0xffffff\)"):
+        placement().claim(gpa, length, "kernel")
 
 
 def test_command_line() -> None:

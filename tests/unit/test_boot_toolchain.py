@@ -119,6 +119,17 @@ def test_multiboot_header_of_the_assembler(tmp_path: Path, bits: int) -> None:
     assert text(memory, memory.read_u32(loaded.state.rbx + 16)) == f"{path} word"
 
 
+def test_without_a_linker_script(tmp_path: Path) -> None:
+    """The shortest way to a kernel; ld puts a segment with the ELF header below the code."""
+    (tmp_path / "kernel.S").write_text(".globl _start\n_start: hlt\n")
+    command = ["gcc", "-nostdlib", "-static", "-no-pie", "-Wl,-Ttext=0x100000", "-o", "kernel", "kernel.S"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+    memory = allocate()
+    loaded = load(VmConfig(tmp_path / "kernel"), memory)
+    assert (loaded.format, loaded.entry) == ("elf", MIB)
+    assert memory.read(MIB, 1) == b"\xf4"
+
+
 def test_physical_entry_of_the_linker(tmp_path: Path) -> None:
     """As Linux links itself: ENTRY is the physical address of the start."""
     path = build(tmp_path, virtual=0xFFFFFFFF80000000, entry="start_physical")
