@@ -125,19 +125,8 @@ def _store(values: dict[str, object], option: Option, name: str, text: str | Non
 
 def split_commas(text: str) -> list[str]:
     """The parts of `text` between single commas; a doubled comma is a comma in a part."""
-    parts = [""]
-    position = 0
-    while position < len(text):
-        character = text[position]
-        position += 1
-        if character != ",":
-            parts[-1] += character
-        elif text[position : position + 1] == ",":
-            parts[-1] += ","
-            position += 1
-        else:
-            parts.append("")
-    return parts
+    # NUL cannot be in a program's arguments.
+    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
 
 
 def describe(program: str, table: Sequence[Option], positional: str, text: str) -> argparse.ArgumentParser:
@@ -220,7 +209,7 @@ RUN = (
     ),
     Option(
         "load-addr",
-        "where a flat binary is loaded (default 0x7c00 in real mode)",
+        "where a flat binary is loaded (default 0x7c00 in real mode, else 0x100000)",
         metavar="ADDR",
         convert=parse_address,
     ),

@@ -71,7 +71,7 @@ def test_into_a_file(hello, tmp_path):
 
 
 def test_appended_to_a_file(hello, tmp_path):
-    done = shell("echo before > out; $PYVMM run $1 >> out; cat out", hello)
+    done = shell("cd $(dirname $1); echo before > out; $PYVMM run $1 >> out; cat out", hello)
     assert done.stdout == b"before\n" + GREETING
 
 

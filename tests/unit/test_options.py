@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from pyvmm.cli.options import FLAG, OPTIONAL, RUN, VALUE, Option, describe, parse, split_commas
 from pyvmm.config import VmConfig
 from pyvmm.errors import UsageError
+from tests.support.cli import ROOT
 
 TABLE = (
     Option("mem", "a value", short="m", metavar="SIZE", convert=int),
@@ -199,3 +202,11 @@ def test_the_settings_of_a_vm_are_vmconfig_fields():
 def test_bad_values_are_named(argv, message):
     with pytest.raises(UsageError, match=message):
         parse(RUN, argv)
+
+
+def test_the_reference_documents_every_option_and_no_other():
+    text = (ROOT / "docs" / "run.md").read_text()
+    table = text.partition("## Options")[2].partition("\n\n- ")[0]
+    first_cells = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    documented = set(re.findall(r"`(--?[\w-]+)`", first_cells))
+    assert documented == {f"--{option.name}" for option in RUN} | {f"-{option.short}" for option in RUN if option.short}
