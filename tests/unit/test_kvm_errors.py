@@ -252,11 +252,12 @@ def test_no_real_time_signal_is_left(kvm, monkeypatch):
 def test_a_failed_slot_gives_its_memory_back(kvm):
     _, lib = kvm
     lib.results["KVM_SET_USER_MEMORY_REGION"] = -errno.EEXIST
-    memory = bytearray(4096)
+    view = memoryview(bytearray(4096))
     with VmFd(os.open("/dev/null", os.O_RDONLY), 0) as vm:
-        with pytest.raises(KvmError, match="overlaps another slot"):
-            vm.set_user_memory_region(0, 0, memoryview(memory))
-        memory.append(0)  # a bytearray that somebody holds cannot grow
+        with pytest.raises(KvmError, match="overlaps another slot") as caught:
+            vm.set_user_memory_region(0, 0, view)
+        assert caught.value.__traceback__ is not None  # which still knows that call's variables
+        view.release()  # BufferError while somebody holds it
         with pytest.raises(ValueError, match="slot 0 has no memory"):
             vm.dirty_log(0)
 
