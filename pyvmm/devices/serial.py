@@ -315,7 +315,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
             if fifo:
                 fifo[0] &= 0xFF
             self._lsr &= ~(uart.LSR_ERRORS | uart.LSR_FIFO_ERROR)
-            if self._depth > 1 and any(character > 0xFF for character in fifo):
+            if any(character > 0xFF for character in fifo):  # below the top, so never in 16450 mode
                 self._lsr |= uart.LSR_FIFO_ERROR
             self._raised &= ~uart.IER_ELSI
             self._settle()

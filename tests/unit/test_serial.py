@@ -297,6 +297,14 @@ def test_a_cleared_fifo_has_no_data(io):
     assert io.line.history == [True, False]
 
 
+def test_what_comes_in_after_clearing_interrupts_again(io):
+    io[FCR], io[IER], io[MCR] = 0x41, ERBFI, OUT2
+    io.receive(b"abcdef")
+    io[FCR] = 0x43
+    assert io.line.history == [True, False, True]
+    assert io.drain() == b"ef"
+
+
 def test_trigger_can_change_without_losing_data(io):
     io[FCR] = 0x01
     io.receive(b"abcd")
@@ -312,13 +320,13 @@ def test_break_is_a_null_character_with_its_error(io):
     io[FCR] = 0xC1
     io.receive(b"a")
     assert io.serial.receive_break()
-    io.receive(b"b")
+    io.receive(b"\xff")
     assert io.serial.receive_break()
     assert io[LSR] == IDLE | DR | FIFO_ERROR
     assert io[RBR] == ord("a")
     assert io[LSR] == IDLE | DR | BI | FE | FIFO_ERROR
     assert io[LSR] == IDLE | DR | FIFO_ERROR  # the second break
-    assert (io[RBR], io[RBR]) == (0, ord("b"))
+    assert (io[RBR], io[RBR]) == (0, 0xFF)
     assert io[LSR] == IDLE | DR | BI | FE | FIFO_ERROR
     assert io[LSR] == IDLE | DR
     assert io[RBR] == 0
@@ -493,6 +501,18 @@ def test_thre_interrupt_is_not_ended_by_reading_iir_for_another(io):
     assert io[IIR] == DATA
     io[RBR]
     assert io[IIR] == THRE
+
+
+def test_line_status_interrupt(io):
+    """Table IV: ended by reading LSR."""
+    io[FCR], io[IER], io[MCR] = 0xC1, ELSI, OUT2
+    io.serial.receive_break()
+    io.receive(b"\xff")
+    assert io.line.history == [True]
+    assert io[IIR] == FIFOS | LINE
+    assert io[LSR] == IDLE | DR | BI | FE | FIFO_ERROR
+    assert io.line.history == [True, False]
+    assert (io[LSR], io[IIR]) == (IDLE | DR, FIFOS | NONE)
 
 
 def test_line_is_silent_while_interrupts_are_off(io):
