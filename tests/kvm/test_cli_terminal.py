@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import guests
-from tests.support.cli import ECHO, LIMIT, PYVMM, environment, wait_for
+from tests.support.cli import ECHO, LIMIT, PYVMM, environment, wait_for, wait_until_still
 
 pytestmark = pytest.mark.needs("kvm")
 
@@ -220,6 +220,19 @@ def test_signals_restore_the_terminal(run, number):
     wait_for(session.raw, "raw mode")
     session.process.send_signal(number)
     assert session.end() == 128 + number and session.errors() == ""
+
+
+def test_a_second_signal_restores_the_terminal_too(run):
+    """The first one waits for the terminal, which takes no more output."""
+    session = run(guests.CHATTER)
+    wait_for(session.raw, "raw mode")
+    wait_until_still(session.process)
+    session.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    session.process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    session.process.wait(LIMIT)
+    assert session.end() == 130 and time.monotonic() - began < 0.5
 
 
 def test_a_time_limit_restores_the_terminal_before_the_report(run):

@@ -20,8 +20,9 @@ ECHO = bytes.fromhex("bafd03 ec a801 74fb baf803 ec 3c71 7403 ee ebed baf400 b00
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment in which `python -m pyvmm` finds this checkout from any directory."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    """The environment in which `python -m pyvmm` finds this checkout from any directory, and buffers as usual."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**inherited, "PYTHONPATH": str(ROOT), **extra}
 
 
 def pyvmm(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import pyvmm as package
+from pyvmm.cli.ending import ReportFile
 from pyvmm.cli.main import VERBS
 from tests.support.cli import LIMIT, environment, pyvmm
 
@@ -100,6 +101,13 @@ def test_the_report_of_a_failed_start_says_so(tmp_path):
     found = json.loads(report.read_text())
     assert found["reason"] == "error" and found["status"] == 127 and "nothing" in found["detail"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_report_of_an_earlier_run_is_gone_from_the_start(tmp_path):
+    path = tmp_path / "report"
+    path.write_text("an older one")
+    ReportFile(str(path))
+    assert not path.exists()
 
 
 def test_a_report_goes_to_a_device_as_it_is(kernel):

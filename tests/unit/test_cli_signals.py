@@ -110,10 +110,15 @@ def test_the_end_may_block_and_a_second_signal_ends_at_once(start):
 
 def test_the_same_request_twice_is_one(start):
     """timeout(1) signals its child and then its group."""
-    process = start("signals.on_end(lambda n: (time.sleep(0.2), os._exit(128 + n)))\nsay('ready'); time.sleep(60)")
+    process = start(
+        "signals.on_end(lambda n: (say('first'), time.sleep(0.5), say('properly'), os._exit(128 + n)))\n"
+        "say('ready'); time.sleep(60)"
+    )
     process.send(signal.SIGTERM)
+    process.expect("first")
     process.send(signal.SIGTERM)
     process.send(signal.SIGCONT)
+    process.expect("properly")
     assert process.status() == 143
 
 

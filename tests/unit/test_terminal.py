@@ -132,7 +132,6 @@ def test_restoring_is_final(terminal):
     subject.enter()
     subject.restore()
     subject.enter()
-    subject.restore()
     assert not subject.raw and termios.tcgetattr(terminal) == before
 
 
@@ -185,21 +184,37 @@ def test_the_interpreters_exit_restores_it(terminal):
     assert termios.tcgetattr(terminal) == before
 
 
-def test_a_process_in_the_background_leaves_the_terminal_alone(terminal):
+@pytest.mark.parametrize("entered", [False, True])
+def test_a_process_in_the_background_leaves_the_terminal_alone(terminal, entered):
     """tcsetattr(3) from the background would stop the whole process (SIGTTOU)."""
-    script = (
-        "import os, termios, fcntl\n"
-        "os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    os.setpgid(0, 0)\n"
-        "    from pyvmm.backends.terminal import Terminal\n"
-        "    t = Terminal(0, raw_output=True); t.enter(); t.restore(); os._exit(t.raw)\n"
-        "_, status = os.waitpid(child, os.WUNTRACED)\n"
-        "print('stopped' if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status))\n"
-        "if os.WIFSTOPPED(status): os.kill(child, 9)\n"
-    )
+    script = f"""
+import fcntl, os, signal, termios
+os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+ready, go = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    from pyvmm.backends.terminal import Terminal
+    t = Terminal(0, raw_output=True)
+    os.write(ready[1], b"1"); os.read(go[0], 1)
+    t.enter()
+    raw = t.raw
+    os.write(ready[1], b"2"); os.read(go[0], 1)
+    t.restore()
+    os._exit(raw)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+os.read(ready[0], 1)
+if {entered}: os.tcsetpgrp(0, child)
+os.write(go[1], b"1")
+if {entered}:
+    os.read(ready[0], 1)
+    os.tcsetpgrp(0, os.getpgrp())
+os.write(go[1], b"2")
+_, status = os.waitpid(child, os.WUNTRACED)
+print("stopped" if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status))
+if os.WIFSTOPPED(status): os.kill(child, 9)
+"""
     process = subprocess.run(
         [sys.executable, "-c", script], stdin=terminal, capture_output=True, env=environment(), timeout=30
     )
-    assert process.stdout == b"0\n", process.stderr
+    assert process.stdout == b"%d\n" % entered, process.stderr
