@@ -9,9 +9,11 @@ Imports nothing. All numbers are guest-physical addresses and byte lengths.
     0x0000_1000  boot page tables: PML4, PDPT, 4 PDs (6 pages, to 0x7000)
     0x0000_7000  boot stack, growing down from 0x7c00 (a BIOS leaves it there too)
     0x0000_7c00  flat image in real mode
+    0x0001_0000  Linux boot_params, the "zero page"
     0x0002_0000  kernel command line
     0x0009_fc00  EBDA, reserved in every memory map
     0x000a_0000  VGA and option ROM hole, reserved in every memory map; RAM lies below it all the same
+    0x000e_0000  ACPI tables; from 0x000f_0000 an MP table too long for the EBDA
     0x0010_0000  flat image in protected and long mode; where ELF kernels usually load themselves
     0xc000_0000  end of low RAM: the 32-bit hole, devices and interrupt controllers
     0x1_0000_0000  RAM again
@@ -44,12 +46,18 @@ BOOT_STACK = BOOT_PAGE_TABLES_END
 BOOT_STACK_TOP = 0x7C00
 FLAT_REAL_LOAD = 0x7C00
 """Where a BIOS puts a boot sector (and where everybody expects one)."""
+BOOT_PARAMS = 0x10000
+"""Where Linux's own boot loaders have put its setup data since there was one (boot.rst, "Memory Layout")."""
 COMMAND_LINE = 0x20000
 COMMAND_LINE_SIZE = 0x10000
 """64 KiB at most with the terminating NUL: more than any of the protocols asks for."""
 EBDA = 0x9FC00
 """The usual place of the EBDA, 1 KiB below 640 KiB: Linux scans its first KiB for an MP table."""
 LOW_RAM_END = 0xA0000
+ACPI_TABLES = 0xE0000
+"""Where a PC's kernel searches for the root pointer if its boot protocol has no field for it (ACPI 6.5, 5.2.5.1)."""
+MP_TABLE = 0xF0000
+"""For machines whose MP table does not fit into the EBDA: more than 40 processors."""
 HIGH_MEMORY = 0x100000
 FLAT_LOAD = HIGH_MEMORY
 
@@ -84,6 +92,18 @@ DEBUG_CONSOLE_PORT = 0xE9
 """Debug console of Bochs."""
 FIRMWARE_DEBUG_PORT = 0x402
 """Debug console of SeaBIOS and OVMF."""
+PVPANIC_PORT = 0x505
+"""Where pvpanic has always been (QEMU's docs/specs/pvpanic)."""
+ACPI_PM_PORT = 0x600
+"""ACPI's fixed hardware: PM1 event block, control block, PM timer. So placed that PM1_CNT is port 0x604, where a word of
+0x2000 switches off other VMMs' machines too."""
+ACPI_PM_CONTROL = 4
+ACPI_PM_TIMER = 8
+"""Offsets of PM1_CNT and PM_TMR from ACPI_PM_PORT."""
+ACPI_S5_SLEEP_TYPE = 5
+"""SLP_TYP for soft-off; any value that DSDT and device agree on."""
+SCI_IRQ = 9
+"""ACPI's interrupt, the PC's usual one: a level."""
 
 
 def ram_ranges(size: int) -> list[tuple[int, int]]:

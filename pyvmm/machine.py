@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from pyvmm import layout
 from pyvmm.bus import PORTS, Bus
+from pyvmm.devices.acpipm import AcpiPm
 from pyvmm.devices.debugcon import DebugCon
 from pyvmm.devices.debugexit import DebugExit
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.port92 import Port92
+from pyvmm.devices.pvpanic import PvPanic
 from pyvmm.devices.resetcontrol import ResetControl
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.serial import Serial
+from pyvmm.errors import STATUS_PANIC
 from pyvmm.events import IrqLine
 from pyvmm.runloop import Outcome, debug_exit
 
@@ -24,9 +27,12 @@ if TYPE_CHECKING:
 
 
 class Machine:
-    """Buses `ports` and `mmio` with the platform devices attached; `serial` is COM1, the guest's console."""
+    """Buses `ports` and `mmio` with the platform devices attached.
 
-    __slots__ = ("mmio", "ports", "rtc", "serial")
+    `serial` is COM1, the guest's console; `pm` has the power button.
+    """
+
+    __slots__ = ("mmio", "pm", "ports", "rtc", "serial")
 
     def __init__(
         self,
@@ -53,6 +59,11 @@ class Machine:
         self.mmio = Bus("MMIO", 1 << 52)
         self.serial = Serial(line(layout.SERIAL_IRQ), output)
         self.rtc = Rtc(below_4g, above_4g)
+        self.pm = AcpiPm(
+            line(layout.SCI_IRQ),
+            lambda: end(Outcome("power-off", 0, "the guest switched the machine off")),
+            off_types=(layout.ACPI_S5_SLEEP_TYPE, 0),
+        )
         keyboard = I8042(reset("the i8042 keyboard controller"))
         attach = self.ports.attach
         attach(layout.SERIAL_PORT, 8, self.serial)
@@ -61,6 +72,10 @@ class Machine:
         attach(layout.I8042_COMMAND_PORT, 1, keyboard.command_port)
         attach(layout.PORT_92, 1, Port92(reset("port 0x92")))
         attach(layout.RESET_CONTROL_PORT, 1, ResetControl(reset("port 0xcf9")))
+        attach(layout.ACPI_PM_PORT, 12, self.pm)
+        attach(
+            layout.PVPANIC_PORT, 1, PvPanic(lambda: end(Outcome("panic", STATUS_PANIC, "the guest's kernel panicked")))
+        )
         attach(layout.DEBUG_EXIT_PORT, 4, DebugExit(lambda value: end(debug_exit(value))))
         attach(layout.DEBUG_CONSOLE_PORT, 1, DebugCon(output, name="debugcon"))
         attach(layout.FIRMWARE_DEBUG_PORT, 1, DebugCon(output, name="firmware-debugcon"))

@@ -1,0 +1,153 @@
+"""ACPI's fixed hardware: power button, soft-off, power management timer, and the SCI they share.
+
+Imports registers alone. ACPI specification 6.5, 4.8.3. The machine is always in ACPI mode: SCI_EN reads 1. TMR_STS
+follows the timer's highest bit as 4.8.3.3 has it, when it is read; no interrupt comes of it, since no kernel asks for
+one.
+"""
+
+from __future__ import annotations
+
+import time
+from threading import Lock
+
+from pyvmm.registers import Field, Register, RegisterMap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyvmm.events import IrqLine
+
+TIMER_HZ = 3_579_545
+"""Frequency of the PM timer (4.8.3.3)."""
+TMR_STS, GBL_STS, PWRBTN_STS, WAK_STS = 1 << 0, 1 << 5, 1 << 8, 1 << 15
+STATUS_BITS = TMR_STS | GBL_STS | PWRBTN_STS | WAK_STS
+TMR_EN, GBL_EN, PWRBTN_EN = TMR_STS, GBL_STS, PWRBTN_STS
+ENABLE_BITS = TMR_EN | GBL_EN | PWRBTN_EN
+SCI_EN, SLP_TYP_SHIFT, SLP_EN = 1 << 0, 10, 1 << 13
+SLP_TYP = 7 << SLP_TYP_SHIFT
+
+REGISTERS = RegisterMap(
+    12,
+    Register(
+        "PM1_STS",
+        0,
+        "ACPI 6.5, 4.8.3.1.1",
+        Field("TMR_STS", TMR_STS, "the timer's highest bit has changed"),
+        Field("GBL_STS", GBL_STS, "firmware wants the global lock's attention"),
+        Field("PWRBTN_STS", PWRBTN_STS, "the power button was pressed"),
+        Field("WAK_STS", WAK_STS, "woken from a sleep"),
+        width=2,
+    ),
+    Register(
+        "PM1_EN",
+        2,
+        "ACPI 6.5, 4.8.3.1.2",
+        Field("TMR_EN", TMR_EN, "SCI for TMR_STS"),
+        Field("GBL_EN", GBL_EN, "SCI for GBL_STS"),
+        Field("PWRBTN_EN", PWRBTN_EN, "SCI for PWRBTN_STS"),
+        width=2,
+    ),
+    Register(
+        "PM1_CNT",
+        4,
+        "ACPI 6.5, 4.8.3.2.1",
+        Field("SCI_EN", SCI_EN, "in ACPI mode"),
+        Field("SLP_TYP", SLP_TYP, "the sleep that SLP_EN enters"),
+        Field("SLP_EN", SLP_EN, "sleep now; reads 0"),
+        width=2,
+        reset=SCI_EN,
+    ),
+    Register("PM_TMR", 8, "ACPI 6.5, 4.8.3.3", width=4, access="r"),
+)
+
+
+class AcpiPm:
+    """PM1 event and control blocks and the PM timer, in one range of 12 bytes.
+
+    `irq` is the SCI, a level. `power_off()` is called, under the device's lock, when the guest enters soft-off: a
+    write of SLP_EN with one of `off_types` in SLP_TYP. `clock()` gives seconds that never go back.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_control",
+        "_enable",
+        "_irq",
+        "_off_types",
+        "_power_off",
+        "_seen_high",
+        "_status",
+        "lock",
+        "name",
+    )
+
+    registers = REGISTERS
+
+    def __init__(
+        self,
+        irq: IrqLine,
+        power_off: Callable[[], None],
+        off_types: tuple[int, ...],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "acpi-pm",
+    ) -> None:
+        self.name = name
+        self.lock = Lock()
+        self._irq = irq
+        self._power_off = power_off
+        self._off_types = off_types
+        self._clock = clock
+        self.reset()
+
+    def reset(self) -> None:
+        """Nothing pending, nothing enabled, in ACPI mode."""
+        self._status = self._enable = 0
+        self._control = SCI_EN
+        self._seen_high = self._timer() >> 31
+        self._update()
+
+    def press_power_button(self) -> None:
+        """Ask the guest to shut down (4.8.3.1.1). For any thread."""
+        with self.lock:
+            self._status |= PWRBTN_STS
+            self._update()
+
+    def register_at(self, offset: int, is_write: bool) -> Register | None:
+        """The register that an access at `offset` begins in, or None."""
+        return next((it for it in REGISTERS if it.offset <= offset < it.offset + it.width), None)
+
+    def read(self, offset: int, size: int) -> int:
+        """The bus's read: any width, since software reads these registers whole or in bytes (4.8.3)."""
+        timer = self._timer()
+        if timer >> 31 != self._seen_high:
+            self._seen_high ^= 1
+            self._status |= TMR_STS
+        image = self._status | self._enable << 16 | self._control << 32 | 0xFFFF << 48 | timer << 64
+        return image >> (8 * offset) & ((1 << (8 * size)) - 1) if offset + size <= 12 else (1 << (8 * size)) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The bus's write: status bits are cleared by ones, byte by byte; the timer ignores it."""
+        for at in range(offset, offset + size):
+            bits = (value & 0xFF) << (8 * (at & 1))
+            mask = 0xFF << (8 * (at & 1))
+            if at < 2:
+                self._status &= ~bits
+            elif at < 4:
+                self._enable = (self._enable & ~mask | bits) & ENABLE_BITS
+            elif at < 6:
+                self._write_control(mask, bits)
+            value >>= 8
+        self._update()
+
+    def _write_control(self, mask: int, bits: int) -> None:
+        self._control = (self._control & ~mask | bits) & SLP_TYP | SCI_EN
+        if bits & SLP_EN and (self._control & SLP_TYP) >> SLP_TYP_SHIFT in self._off_types:
+            self._power_off()
+
+    def _timer(self) -> int:
+        return int(self._clock() * TIMER_HZ) & 0xFFFFFFFF
+
+    def _update(self) -> None:
+        self._irq.set(bool(self._status & self._enable & ~TMR_STS))
