@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _SIZE_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
-KERNEL_FORMATS = ("auto", "flat", "elf", "multiboot", "pvh")
+KERNEL_FORMATS = ("auto", "flat", "elf", "multiboot", "pvh", "linux", "bzimage")
+KERNEL_ENTRIES = ("auto", "bzimage", "payload")
 FLAT_MODES = ("real", "protected", "long")
 MAX_CPUS = 255
 """xAPIC identifiers are 8 bits and 0xff is the broadcast (Intel SDM volume 3A, 11.4.6)."""
@@ -81,6 +82,8 @@ class VmConfig:
     kernel_format    "auto" (by content) or one of KERNEL_FORMATS
     flat_mode        for flat binaries: "real", "protected" or "long"; None is real mode
     load_addr        for flat binaries: gpa of the first byte; None is the mode's usual place
+    kernel_entry     how a bzImage is entered: "bzimage" (it unpacks itself), "payload" (pyvmm unpacks it), or "auto"
+    host_quirks      whether a Linux command line gets the words that this host's KVM needs
     initrd           path of an initial RAM disk or first module, or None
     append           command line given to the kernel
     mem              bytes of RAM, a multiple of 4 KiB (a string is read by `parse_size`)
@@ -98,8 +101,10 @@ class VmConfig:
         "cpu",
         "cpus",
         "flat_mode",
+        "host_quirks",
         "initrd",
         "kernel",
+        "kernel_entry",
         "kernel_format",
         "load_addr",
         "mem",
@@ -115,6 +120,8 @@ class VmConfig:
         kernel_format: str = "auto",
         flat_mode: str | None = None,
         load_addr: int | None = None,
+        kernel_entry: str = "auto",
+        host_quirks: bool = True,
         initrd: str | os.PathLike[str] | None = None,
         append: str = "",
         mem: int | str = DEFAULT_MEMORY,
@@ -128,6 +135,8 @@ class VmConfig:
         self.kernel_format = _one_of("kernel format", kernel_format, KERNEL_FORMATS)
         self.flat_mode = None if flat_mode is None else _one_of("flat mode", flat_mode, FLAT_MODES)
         self.load_addr = load_addr
+        self.kernel_entry = _one_of("kernel entry", kernel_entry, KERNEL_ENTRIES)
+        self.host_quirks = host_quirks
         self.initrd = None if initrd is None else os.fspath(initrd)
         self.append = append
         self.mem = parse_size(mem) if isinstance(mem, str) else mem

@@ -17,7 +17,7 @@ import time
 
 from pyvmm import layout
 from pyvmm.backends.capture import CaptureConsole
-from pyvmm.boot import LoadedKernel, load
+from pyvmm.boot import LoadedKernel, Surroundings, load
 from pyvmm.config import VmConfig
 from pyvmm.errors import STATUS_TIME_LIMIT, PyvmmError, TimeLimitError, UsageError, VcpuStuckError
 from pyvmm.machine import Machine
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, Self
 
     from pyvmm.debug.report import CrashReport
+    from pyvmm.kvm.host import Host
     from pyvmm.kvm.vcpu import VcpuFd
     from pyvmm.kvm.vm import VmFd
     from pyvmm.observe import Observer
@@ -94,6 +95,7 @@ class VM:
         self._memory: GuestMemory | None = None
         self._machine: Machine | None = None
         self._fd: VmFd | None = None
+        self._host: Host | None = None
         self._vcpus: tuple[VcpuFd, ...] = ()
         self._started_at = 0.0
         self._ended_at = 0.0
@@ -115,8 +117,12 @@ class VM:
             ram = layout.ram_ranges(self.config.mem)
             self._memory = memory = GuestMemory.allocate(ram, self.config.memory_backing)
             self._guest_closers.append(memory.close)
-            self.loaded = load(self.config, memory)
+            self.loaded = load(self.config, memory, self._surroundings())
         return self.loaded
+
+    def _surroundings(self) -> Surroundings:
+        """What the kernel is told of host and machine."""
+        return Surroundings(emulated=bool(self.host.quirks.ring0_emulated), helps=self.host.linux_options)
 
     def start(self) -> None:
         """Create the VM, load the kernel and let the vCPUs run (or stand, if made with `paused=True`)."""
@@ -132,7 +138,6 @@ class VM:
     def _create(self) -> None:
         from pyvmm.kvm import Kvm
         from pyvmm.kvm.assembly import create_vcpus, create_vm
-        from pyvmm.kvm.host import Host
 
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
@@ -142,7 +147,7 @@ class VM:
         ram = layout.ram_ranges(self.config.mem)
         self._machine = Machine(ram, fd.irq_line, self._output, self._control.end)
         self.machine.serial.on_input_drained = self.console.input_ready
-        self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, Host().without, loaded.state)
+        self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, self.host.without, loaded.state)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
 
     def _spawn(self) -> None:
@@ -225,6 +230,15 @@ class VM:
     def exit(self) -> Outcome | None:
         """How the run ended, or None while it has not."""
         return self._control.outcome
+
+    @property
+    def host(self) -> Host:
+        """Which KVM this is, and its quirks."""
+        if self._host is None:
+            from pyvmm.kvm.host import Host
+
+            self._host = Host()
+        return self._host
 
     @property
     def memory(self) -> GuestMemory:

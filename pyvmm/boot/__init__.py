@@ -12,6 +12,7 @@ from pyvmm.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Protocol
 
     from pyvmm.boot.x86 import CpuState
@@ -32,15 +33,49 @@ if TYPE_CHECKING:
         def initrd(self) -> str | None: ...
         @property
         def append(self) -> str: ...
+        @property
+        def kernel_entry(self) -> str: ...
+        @property
+        def host_quirks(self) -> bool: ...
 
 
 FORMATS = {
     "flat": "flat binary",
     "elf": "ELF executable",
+    "linux": "Linux kernel (vmlinux)",
+    "bzimage": "Linux kernel (bzImage)",
     "multiboot": "multiboot kernel",
     "pvh": "ELF kernel with a PVH entry",
 }
 _MODES = {"real": "16-bit real mode", "protected": "32-bit protected mode", "long": "64-bit long mode"}
+
+
+class Surroundings:
+    """What a kernel is told of that is no part of the configuration: facts about the host and about the machine.
+
+    emulated  ring 0 is emulated on this host, so that nothing is left to the guest that can be done before
+    helps     words for a Linux command line that a guest needs on this host
+    devices   words for a Linux command line that announce devices
+    tables    (gpa, bytes, name) of what firmware would have left in memory, for kernels that are told a memory map
+    rsdp      gpa of the ACPI root pointer, which is among the tables; 0 without ACPI
+    """
+
+    __slots__ = ("devices", "emulated", "helps", "rsdp", "tables")
+
+    def __init__(
+        self,
+        *,
+        emulated: bool = False,
+        helps: Sequence[str] = (),
+        devices: Sequence[str] = (),
+        tables: Sequence[tuple[int, bytes, str]] = (),
+        rsdp: int = 0,
+    ) -> None:
+        self.emulated = emulated
+        self.helps = helps
+        self.devices = devices
+        self.tables = tables
+        self.rsdp = rsdp
 
 
 class LoadedKernel:
@@ -82,7 +117,7 @@ class LoadedKernel:
         return "\n".join(lines + [f"note          {note}" for note in self.notes])
 
 
-def load(config: BootConfig, memory: GuestMemory) -> LoadedKernel:
+def load(config: BootConfig, memory: GuestMemory, surroundings: Surroundings | None = None) -> LoadedKernel:
     """Load `config.kernel`, and its initrd and command line, into `memory`, which nothing has written to yet.
 
     The format is told by the content (see `detect`) or forced by `config.kernel_format`. Raises LoadError for a file
@@ -95,19 +130,35 @@ def load(config: BootConfig, memory: GuestMemory) -> LoadedKernel:
             from pyvmm.boot.detect import detect
 
             format, placement.notes = detect(image)
-        if format != "flat" and (config.flat_mode is not None or config.load_addr is not None):
-            option = "--load-addr" if config.flat_mode is None else "--flat-mode"
-            raise UsageError(
-                f"{option} is for flat binaries; {config.kernel} is loaded as {FORMATS[format]} "
-                "(--kernel-format flat would change that)"
-            )
-        if format in ("flat", "elf") and (config.append or config.initrd is not None):
-            option = "--append" if config.append else "--initrd"
-            raise UsageError(f"{option}: {config.kernel} is loaded as {FORMATS[format]}, which has no way to be told")
-        return LoadedKernel(format, _load_as(format, image, config, placement), placement)
+        _judge_options(config, format)
+        surroundings = surroundings or Surroundings()
+        if format not in _ALONE:
+            for gpa, data, name in surroundings.tables:
+                placement.put(gpa, data, name)
+        return LoadedKernel(format, _load_as(format, image, config, placement, surroundings), placement)
 
 
-def _load_as(format: str, image: Image, config: BootConfig, placement: Placement) -> CpuState:
+_ALONE = ("flat", "elf")
+"""Formats whose kernels are told nothing, and have all memory to themselves."""
+
+
+def _judge_options(config: BootConfig, format: str) -> None:
+    """Raise UsageError for an option that a kernel in `format` has no use for."""
+
+    loaded = f"{config.kernel} is loaded as {FORMATS[format]}"
+    if format != "flat" and (config.flat_mode is not None or config.load_addr is not None):
+        option = "--load-addr" if config.flat_mode is None else "--flat-mode"
+        raise UsageError(f"{option} is for flat binaries; {loaded} (--kernel-format flat would change that)")
+    if format in _ALONE and (config.append or config.initrd is not None):
+        option = "--append" if config.append else "--initrd"
+        raise UsageError(f"{option}: {loaded}, which has no way to be told")
+    if format != "bzimage" and config.kernel_entry != "auto":
+        raise UsageError(f"--kernel-entry is for Linux bzImages; {loaded}")
+
+
+def _load_as(
+    format: str, image: Image, config: BootConfig, placement: Placement, surroundings: Surroundings
+) -> CpuState:
     if format == "flat":
         from pyvmm.boot import flat
 
@@ -119,7 +170,15 @@ def _load_as(format: str, image: Image, config: BootConfig, placement: Placement
     if format == "pvh":
         from pyvmm.boot import pvh
 
-        return pvh.load(image, config, placement)
+        return pvh.load(image, config, placement, surroundings)
+    if format == "linux":
+        from pyvmm.boot import linux
+
+        return linux.load(image, config, placement, surroundings)
+    if format == "bzimage":
+        from pyvmm.boot import bzimage
+
+        return bzimage.load(image, config, placement, surroundings)
     from pyvmm.boot import elf
 
     return elf.load(image, config, placement)

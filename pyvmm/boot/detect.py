@@ -5,7 +5,8 @@ Imports image and errors, and the reader of a format once its magic is seen. The
 1. a Linux bzImage, before anything that its boot sector could be taken for
 2. a multiboot header, in an ELF file or not: who puts one there wants such a loader, and GRUB and QEMU look for it
    first too, so that a kernel which also has a PVH entry has been tried by this one
-3. in an ELF file the PVH note; without it the entry of the ELF header
+3. in an ELF file the notes: those of a Linux kernel, which knows its own boot protocol best, then a PVH entry;
+   without either the entry of the ELF header
 4. anything known that is no kernel, or not a bare one: refused by name, so that it is never run as code
 5. a flat binary: all the rest, boot sectors included
 
@@ -54,19 +55,14 @@ _NO_KERNELS: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def detect(image: Image) -> tuple[str, list[str]]:
-    """The format of `image` ("elf", "multiboot", "pvh" or "flat"), and lines that the user should see.
+    """The format of `image` (a key of `boot.FORMATS`), and lines that the user should see.
 
     Raises LoadError for what is known and not supported, and for an ELF file that is not sound.
     """
     head = image.head
-    if head[LINUX_HEADER : LINUX_HEADER + 4] == b"HdrS":
-        raise LoadError(
-            image.path,
-            "is a Linux bzImage, which is not supported yet,",
-            offset=LINUX_HEADER,
-            expected="the vmlinux that it was made from",
-        )
     notes: list[str] = []
+    if head[LINUX_HEADER : LINUX_HEADER + 4] == b"HdrS":
+        return "bzimage", notes
     if MULTIBOOT_MAGIC in head:
         from pyvmm.boot import multiboot
 
@@ -76,8 +72,12 @@ def detect(image: Image) -> tuple[str, list[str]]:
             notes.append(f"{image.path}: multiboot magic with a wrong checksum at offset {offset:#x}, ignored")
     if head.startswith(ELF_MAGIC):
         from pyvmm.boot import elf, pvh
+        from pyvmm.boot.notes import is_linux
 
-        if pvh.find_entry(elf.read(image), image) is not None:
+        executable = elf.read(image)
+        if is_linux(executable, image):
+            return "linux", notes
+        if pvh.find_entry(executable, image) is not None:
             return "pvh", notes
         _refuse_multiboot2(image)
         return "elf", notes

@@ -97,3 +97,24 @@ class Image:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class BufferImage(Image):
+    """The same over bytes that are in memory already. `path` is what errors call them."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, path: str, data: bytes) -> None:
+        self.path = path
+        self.fd = -1
+        self.size = len(data)
+        self.head = data[:HEAD_LENGTH]
+        self._data = data
+
+    def read_into(self, target: memoryview, offset: int) -> None:
+        """Fill `target` with the bytes from `offset`. Raises LoadError where they end."""
+        length = target.nbytes
+        if offset + length > self.size:
+            raise LoadError(self.path, "ends", offset=self.size, expected=f"{length} bytes from {offset:#x}")
+        with memoryview(self._data) as data:
+            target[:] = data[offset : offset + length]

@@ -120,26 +120,26 @@ class Placement:
             image.read_into(target, offset)
         self.memory.fill(gpa + filesz, memsz - filesz)
 
-    def load_module(self, path: str, *, above: int | None = None) -> Piece:
+    def load_module(self, path: str, *, above: int | None = None, below: int = layout.HOLE_END) -> Piece:
         """Load the file at `path`, an initrd or first module, page-aligned into RAM between 1 MiB and 4 GiB.
 
-        As high as possible, out of the kernel's way; or, with `above`, as low as possible from that gpa on.
-        Raises LoadError when the file is unfit or RAM has no room for it.
+        As high as possible, out of the kernel's way, with its end at or under `below`; or, with `above`, as low as
+        possible from that gpa on. Raises LoadError when the file is unfit or RAM has no room for it.
         """
         with Image(path) as image:
             floor = layout.HIGH_MEMORY if above is None else above
             fits: list[int] = []
             largest = 0
-            for start, end in self._gaps(floor):
+            for start, end in self._gaps(floor, below):
                 largest = max(largest, end - start)
                 if end - start >= image.size:
                     fits.append(start if above is not None else (end - image.size) & -layout.PAGE)
             if not fits:
-                raise LoadError(
-                    path,
-                    f"{image.size} bytes have no room in RAM beside the kernel; give it more with --mem",
-                    expected=f"at most {largest} bytes",
-                )
+                words = "RAM beside the kernel; give it more with --mem"
+                if self.memory.contains(below, 1):
+                    words = f"RAM below {below:#x}, beyond which this kernel takes no initrd"
+                problem = f"{image.size} bytes have no room in {words}"
+                raise LoadError(path, problem, expected=f"at most {largest} bytes")
             gpa = fits[0] if above is not None else fits[-1]
             self.claim(gpa, image.size, "initrd")
             with self.memory.view(gpa, image.size) as target:
@@ -168,12 +168,12 @@ class Placement:
         regions = self.memory.regions
         return ", ".join(f"{region.gpa:#x}-{region.gpa + region.length - 1:#x}" for region in regions)
 
-    def _gaps(self, floor: int) -> Iterator[tuple[int, int]]:
-        """Page-aligned (start, end) of unclaimed RAM from `floor` up to 4 GiB, ascending."""
+    def _gaps(self, floor: int, ceiling: int) -> Iterator[tuple[int, int]]:
+        """Page-aligned (start, end) of unclaimed RAM from `floor` up to `ceiling`, 4 GiB at most, ascending."""
         for base, size, kind in self.map:
             if kind != RAM:
                 continue
-            start, stop = max(base, floor), min(base + size, layout.HOLE_END)
+            start, stop = max(base, floor), min(base + size, ceiling, layout.HOLE_END)
             for piece in self.pieces:
                 if piece.end > start and piece.gpa < stop:
                     if start < piece.gpa:

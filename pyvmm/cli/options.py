@@ -9,7 +9,7 @@ where a value has sub-options, commas separate them and a doubled comma is a com
 from __future__ import annotations
 
 from pyvmm.cli.progress import LEVELS
-from pyvmm.config import FLAT_MODES, KERNEL_FORMATS, MAX_CPUS, parse_address, parse_duration, parse_size
+from pyvmm.config import FLAT_MODES, KERNEL_ENTRIES, KERNEL_FORMATS, MAX_CPUS, parse_address, parse_duration, parse_size
 from pyvmm.errors import UsageError
 
 TYPE_CHECKING = False
@@ -201,6 +201,13 @@ RUN = (
         metavar="F",
         convert=_one_of(KERNEL_FORMATS),
     ),
+    Option(
+        "kernel-entry",
+        f"who unpacks a Linux bzImage: {', '.join(KERNEL_ENTRIES)} (bzimage: itself; payload: pyvmm; default auto)",
+        metavar="ENTRY",
+        convert=_one_of(KERNEL_ENTRIES),
+    ),
+    Option("no-host-quirks", "leave what this host's KVM needs off a Linux command line", kind=FLAG),
     Option(
         "flat-mode",
         f"mode in which a flat binary starts: {', '.join(FLAT_MODES)} (default real)",

@@ -41,6 +41,7 @@ SETTINGS = (
     "cpus",
     "flat-mode",
     "initrd",
+    "kernel-entry",
     "kernel-format",
     "load-addr",
     "mem",
@@ -252,4 +253,6 @@ def make_config(arguments: Arguments) -> VmConfig:
     }
     if "append" in settings:
         settings["append"] = " ".join(settings["append"])
+    if "no-host-quirks" in arguments.values:
+        settings["host_quirks"] = False
     return VmConfig(kernel, **settings)

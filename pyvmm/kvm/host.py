@@ -178,28 +178,39 @@ _PVM = {
     "shadow_paging": "Page tables are shadowed: changing them is slow.",
 }
 
+_PVM_LINUX_OPTIONS = (
+    # XSAVE, and the instructions of the features below, are what the emulator refuses; Linux uses them in ring 0 where
+    # CPUID has them, and CPUID cannot take them away here. Linux takes names from 5.19 on, and skips unknown ones.
+    "noxsave",
+    "clearcpuid=smap,smep,umip,popcnt,erms,fsrm,cx16",
+    # Each of their instructions is emulated, at every entry to the kernel.
+    "mitigations=off",
+)
 _PVM_WITHOUT = ("cx16", "kvm_pv_unhalt", "kvm_pv_ipi", "kvm_pv_sched_yield", "kvm_pv_tlb_flush")
 
 
 class Host:
     """The KVM of one host.
 
-    module    "intel", "amd" or "pvm" for /sys/module/kvm_*; another such module's name; "" where none shows
-    quirks    what is different here
-    without   CPU features that a guest is better off without here (names of `cpufeatures`)
+    module         "intel", "amd" or "pvm" for /sys/module/kvm_*; another such module's name; "" where none shows
+    quirks         what is different here
+    without        CPU features that a guest is better off without here (names of `cpufeatures`)
+    linux_options  words that a Linux guest needs on its command line here
     """
 
-    __slots__ = ("_view", "module", "quirks", "without")
+    __slots__ = ("_view", "linux_options", "module", "quirks", "without")
 
     def __init__(self, view: HostView | None = None) -> None:
         """Look at the host; a few look-ups in /sys, no guest, no /dev/kvm."""
         self._view = view = view or HostView()
         self.module = backing_module(view)
         self.without: tuple[str, ...] = ()
+        self.linux_options: tuple[str, ...] = ()
         sentences: dict[str, str] = {}
         if self.module == "pvm":
             sentences = _PVM
             self.without = _PVM_WITHOUT
+            self.linux_options = _PVM_LINUX_OPTIONS
         elif self.module in ("intel", "amd"):
             sentences = _hardware_quirks(view, self.module)
         self.quirks = Quirks(**sentences)

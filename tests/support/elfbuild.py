@@ -1,4 +1,4 @@
-"""Building ELF, multiboot and bzImage files byte by byte, sound ones and broken ones.
+"""Building ELF and multiboot files byte by byte, sound ones and broken ones.
 
 Written from the specifications and not from the loaders, which it is to check.
 """
@@ -118,11 +118,3 @@ def multiboot2_header() -> bytes:
     head = struct.pack("<III", 0xE85250D6, 0, 24)
     checksum = -sum(struct.unpack("<III", head)) & 0xFFFFFFFF
     return head + struct.pack("<IHHI", checksum, 0, 0, 8)
-
-
-def bzimage() -> bytes:
-    """The marks that tell a Linux bzImage, without a kernel behind."""
-    sector = bytearray(2048)
-    sector[0x1FE:0x200] = b"\x55\xaa"
-    sector[0x202:0x206] = b"HdrS"
-    return bytes(sector)

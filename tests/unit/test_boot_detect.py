@@ -11,15 +11,16 @@ import pytest
 
 from pyvmm.errors import LoadError
 from tests.support.boot import MIB, load_bytes
+from tests.support.bzimagebuild import SALT, bzimage, vmlinux
 from tests.support.elfbuild import (
     PT_NOTE,
     Part,
-    bzimage,
     elf,
     multiboot2_header,
     multiboot_elf,
     multiboot_flat,
     multiboot_header,
+    note,
     patched,
     pvh_elf,
     pvh_note,
@@ -42,6 +43,15 @@ CODE = b"\x90" * 15 + b"\xf4"
         (multiboot_elf(), "multiboot"),
         (multiboot_flat(), "multiboot"),
         (pvh_elf(MIB), "pvh"),
+        (bzimage(), "bzimage"),
+        (b"MZ" + bzimage()[2:], "bzimage"),
+        (multiboot_flat()[:0x1F1].ljust(0x1F1, b"\0") + bzimage()[0x1F1:], "bzimage"),
+        (vmlinux(), "linux"),
+        (vmlinux(bits=32), "linux"),
+        (vmlinux(notes=pvh_note(2 * MIB) + SALT), "linux"),
+        (vmlinux(notes=note(b"Xen\0", 6, b"linux\0") + pvh_note(2 * MIB)), "linux"),
+        (vmlinux(notes=note(b"Xen\0", 6, b"FreeBSD\0") + pvh_note(2 * MIB)), "pvh"),
+        (vmlinux(notes=note(b"GNU\0", 0x100, b"")), "elf"),
     ],
 )
 @pytest.mark.parametrize("name", ["kernel", "kernel.bin", "kernel.elf", "bzImage", "x.gz"])
@@ -60,13 +70,20 @@ def test_multiboot_comes_before_pvh(tmp_path: Path, bits: int) -> None:
     assert load_bytes(tmp_path, both(bits))[0].format == "multiboot"
 
 
-@pytest.mark.parametrize("format", ["flat", "elf", "multiboot", "pvh"])
+@pytest.mark.parametrize("format", ["flat", "elf", "multiboot", "pvh", "linux"])
 def test_forced(tmp_path: Path, format: str) -> None:
     assert load_bytes(tmp_path, both(32), kernel_format=format)[0].format == format
 
 
 @pytest.mark.parametrize(
-    ("format", "words"), [("elf", "no ELF magic"), ("pvh", "no ELF magic"), ("multiboot", "no multiboot header")]
+    ("format", "words"),
+    [
+        ("elf", "no ELF magic"),
+        ("pvh", "no ELF magic"),
+        ("linux", "no ELF magic"),
+        ("multiboot", "no multiboot header"),
+        ("bzimage", "ends within the setup header"),
+    ],
 )
 def test_forced_to_what_it_is_not(tmp_path: Path, format: str, words: str) -> None:
     with pytest.raises(LoadError, match=words):
@@ -85,8 +102,6 @@ def at(offset: int, magic: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("kernel", "words"),
     [
-        (bzimage(), "Linux bzImage, which is not supported yet.*0x202.*vmlinux"),
-        (b"MZ" + bzimage()[2:], "Linux bzImage"),
         (gzip.compress(KERNEL, mtime=0), "compressed with gzip"),
         (lzma.compress(KERNEL), "compressed with xz"),
         (lzma.compress(KERNEL, lzma.FORMAT_ALONE), "compressed with lzma"),

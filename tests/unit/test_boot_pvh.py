@@ -78,7 +78,7 @@ def test_start_info_with_nothing_to_say(tmp_path: Path) -> None:
     "notes",
     [
         note(b"GNU\0", 5, b"build id") + pvh_note(MIB),
-        note(b"Xen\0", 6, b"linux\0") + note(b"", 1, b"") + pvh_note(MIB, 4) + note(b"Xen\0", 5, b"2.6\0"),
+        note(b"Xen\0", 6, b"FreeBSD\0") + note(b"", 1, b"") + pvh_note(MIB, 4) + note(b"Xen\0", 5, b"2.6\0"),
         note(b"Linux\0", 18, bytes(8)) + pvh_note(MIB),
         pvh_note(MIB) + pvh_note(0),
     ],

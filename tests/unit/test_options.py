@@ -122,6 +122,7 @@ def occurrences(draw: st.DrawFn) -> tuple[list[str], str, object]:
             "mem": st.integers(1, 1 << 40).map(lambda size: f"{size}K"),
             "cpus": st.integers(0, 300).map(str),
             "kernel-format": st.sampled_from(["auto", "flat", "elf"]),
+            "kernel-entry": st.sampled_from(["auto", "payload"]),
             "flat-mode": st.sampled_from(["real", "protected", "long"]),
             "load-addr": st.integers(0, 1 << 52).map(hex),
             "console": st.just("file:a,,b"),

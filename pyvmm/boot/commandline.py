@@ -1,0 +1,59 @@
+"""The command line of a Linux kernel, composed: what pyvmm always says, what the host needs, the user's words last.
+
+Imports nothing. Linux's Documentation/admin-guide/kernel-parameters.rst says what each word means. Later words win
+over earlier ones, so that everything said here can be said otherwise with --append; `--dry-run` shows the result.
+
+A word stands here only if leaving it out would leave somebody waiting. Words that merely make some kernels a little
+quicker (`8250.nr_uarts=1`, `i8042.noaux`, `no_timer_check`) do not: in a VM what they skip takes microseconds. Neither
+does `tsc=reliable`, which is not pyvmm's to promise, nor `quiet`, which hides what a kernel that fails has said.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pyvmm.boot import BootConfig, Surroundings
+
+CONSOLE = "console=ttyS0"
+"""Output to the serial port, which is pyvmm's console. Left out when the user names a console: Linux writes to all
+that are named, and takes the last for /dev/console."""
+
+ENDINGS = ("reboot=k", "panic=-1")
+"""How a guest leaves.
+
+reboot=k  reset through the keyboard controller, which every pyvmm machine has. Linux's other ways may end in a triple
+          fault, which could not be told from a crash.
+panic=-1  a panic reboots at once. Linux's own default is to halt for ever, and nobody would learn of it.
+"""
+
+
+def for_kernel(config: BootConfig, surroundings: Surroundings, notes: list[str]) -> str:
+    """What a Linux kernel is given; a line in `notes` tells the user of words that are there because of the host."""
+    helps = surroundings.helps if config.host_quirks else ()
+    if helps:
+        notes.append(f"this host's KVM needs {' '.join(helps)} (--no-host-quirks leaves that out)")
+    return compose(config.append, helps, surroundings.devices)
+
+
+def compose(append: str, helps: Iterable[str] = (), devices: Iterable[str] = ()) -> str:
+    """The whole command line.
+
+    `helps` are the words that the host's KVM needs, `devices` those that announce devices, `append` is the user's.
+    """
+    words = [] if names_console(append) else [CONSOLE]
+    words += [*ENDINGS, *helps, *devices]
+    if append.strip():
+        words.append(append)
+    return " ".join(words)
+
+
+def names_console(append: str) -> bool:
+    """Whether a word of `append`, before the `--` that ends the kernel's own, is a console=."""
+    for word in append.split():
+        if word == "--":
+            break
+        if word.startswith("console="):
+            return True
+    return False
