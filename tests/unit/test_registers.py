@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.devices.acpipm import AcpiPm
 from pyvmm.devices.debugcon import DebugCon
 from pyvmm.devices.debugexit import DebugExit
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.port92 import Port92
+from pyvmm.devices.pvpanic import PvPanic
 from pyvmm.devices.resetcontrol import ResetControl
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.rtc_registers import CMOS
@@ -27,6 +29,8 @@ MAPS = {
     "resetcontrol": ResetControl.registers,
     "debugexit": DebugExit.registers,
     "debugcon": DebugCon.registers,
+    "acpi-pm": AcpiPm.registers,
+    "pvpanic": PvPanic.registers,
 }
 
 MODE = Register(
