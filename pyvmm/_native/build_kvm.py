@@ -33,10 +33,9 @@ GENERATED = ROOT / "build" / "native"
 FUNCTIONS = """
 int pyvmm_ioctl(int fd, unsigned long request, unsigned long value);
 int pyvmm_ioctl_ptr(int fd, unsigned long request, void *argument);
-int pyvmm_run(int vcpu_fd);
 int pyvmm_kick_install(void);
-int pyvmm_kick_enter(int signal_number);
-int pyvmm_kick(int tid, int signal_number);
+int pyvmm_run(int vcpu_fd, int *runner, int signal_number);
+int pyvmm_kick(const int *runner, int signal_number);
 """
 
 ABI = (HERE / "kvm_abi.h").read_text()

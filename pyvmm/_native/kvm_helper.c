@@ -24,13 +24,6 @@ int pyvmm_ioctl_ptr(int fd, unsigned long request, void *argument)
     return pyvmm_ioctl(fd, request, (unsigned long)argument);
 }
 
-int pyvmm_run(int vcpu_fd)
-{
-    int result = ioctl(vcpu_fd, PYVMM_KVM_RUN, 0UL);
-
-    return result < 0 ? -errno : result;
-}
-
 /* What it does is done by being called: a system call that was waiting returns EINTR. */
 static void kicked(int signal_number)
 {
@@ -57,18 +50,35 @@ int pyvmm_kick_install(void)
     return -EBUSY;
 }
 
-int pyvmm_kick_enter(int signal_number)
+int pyvmm_run(int vcpu_fd, int *runner, int signal_number)
 {
-    sigset_t kick;
-    int error;
+    /* Asked anew each time: a thread's POSIX id may be that of one that has ended, its kernel id is its own. */
+    int self = (int)syscall(SYS_gettid);
+    int result;
 
-    sigemptyset(&kick);
-    sigaddset(&kick, signal_number);
-    error = pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
-    return error ? -error : (int)syscall(SYS_gettid);
+    if (__atomic_load_n(runner, __ATOMIC_RELAXED) != self) {
+        sigset_t kick;
+
+        sigemptyset(&kick);
+        sigaddset(&kick, signal_number);
+        result = pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+        if (result)
+            return -result;
+        /* Before KVM reads immediate_exit; the other half is in pyvmm_kick. */
+        __atomic_store_n(runner, self, __ATOMIC_SEQ_CST);
+    }
+    result = ioctl(vcpu_fd, PYVMM_KVM_RUN, 0UL);
+    return result < 0 ? -errno : result;
 }
 
-int pyvmm_kick(int tid, int signal_number)
+int pyvmm_kick(const int *runner, int signal_number)
 {
-    return syscall(SYS_tgkill, getpid(), tid, signal_number) < 0 ? -errno : 0;
+    int tid;
+
+    /* After the caller's store of immediate_exit; the other half is in pyvmm_run. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    tid = __atomic_load_n(runner, __ATOMIC_RELAXED);
+    if (tid == 0 || syscall(SYS_tgkill, getpid(), tid, signal_number) == 0 || errno == ESRCH)
+        return 0;
+    return -errno;
 }

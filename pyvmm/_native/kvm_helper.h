@@ -9,19 +9,22 @@
 int pyvmm_ioctl(int fd, unsigned long request, unsigned long value);
 int pyvmm_ioctl_ptr(int fd, unsigned long request, void *argument);
 
-/* One KVM_RUN. A signal makes it return -EINTR. */
-int pyvmm_run(int vcpu_fd);
-
 /*
  * Give one real-time signal that nobody uses an empty handler, and return its number. The handler is there so that
  * the signal makes KVM_RUN return rather than end the process. Calling it again finds the same signal.
  */
 int pyvmm_kick_install(void);
 
-/* Let the calling thread be kicked, whatever signals it had blocked; returns its thread id. */
-int pyvmm_kick_enter(int signal_number);
+/*
+ * One KVM_RUN. A signal makes it return -EINTR. `*runner` becomes the id of the calling thread, which from then on can
+ * be kicked by `signal_number`, whatever signals it had blocked.
+ */
+int pyvmm_run(int vcpu_fd, int *runner, int signal_number);
 
-/* Send the kick to thread `tid` of this process. */
-int pyvmm_kick(int tid, int signal_number);
+/*
+ * Send the kick to thread `*runner` of this process; nobody, and no error, if it is 0 or has ended. The caller has set
+ * immediate_exit before: either this sees the thread that is about to enter KVM_RUN, or KVM sees the flag.
+ */
+int pyvmm_kick(const int *runner, int signal_number);
 
 #endif

@@ -13,8 +13,7 @@ until somebody sets `immediate_exit` to False.
 from __future__ import annotations
 
 import mmap
-from _thread import get_ident
-from errno import EAGAIN, EFAULT, EINTR, ESRCH
+from errno import EAGAIN, EFAULT, EINTR
 from struct import Struct
 
 from pyvmm.errors import KvmError
@@ -74,15 +73,14 @@ def kick_signal() -> int:
 class VcpuFd(VcpuState):
     """A virtual processor. One thread at a time runs it; `kick`, `immediate_exit` and reading are for any thread."""
 
-    __slots__ = ("_answer_at", "_ident", "_map", "_signal", "_tid", "index")
+    __slots__ = ("_answer_at", "_map", "_runner", "_signal", "index")
 
     def __init__(self, fd: int, index: int, mmap_size: int, vm: VmFd) -> None:
         """Takes over `fd`, and closes it if the map cannot be had."""
         super().__init__(fd)
         self.index = index
         self.vm = vm
-        self._ident = 0
-        self._tid = 0
+        self._runner = ffi.new("int *")  # the kernel's id of the thread that ran this vCPU last
         self._answer_at = 0
         try:
             self._signal = kick_signal()
@@ -102,9 +100,7 @@ class VcpuFd(VcpuState):
         Gives Interrupted after a kick or a signal, while `immediate_exit` is set, and once after another processor
         started this one. Raises KvmError for every other failure of KVM_RUN.
         """
-        if get_ident() != self._ident:
-            self._enter()
-        error = lib.pyvmm_run(self._fd)
+        error = lib.pyvmm_run(self._fd, self._runner, self._signal)
         if error:
             return self._no_exit(-error)
         page = self._map
@@ -120,11 +116,6 @@ class VcpuFd(VcpuState):
                 return Mmio(gpa, size, True, data[:size])
             return Mmio(gpa, size, False)
         return decode(page)
-
-    def _enter(self) -> None:
-        """A thread that did not run this vCPU last is about to: remember whom to kick."""
-        self._tid = check(lib.pyvmm_kick_enter(self._signal), "pthread_sigmask")
-        self._ident = get_ident()
 
     def _no_exit(self, error: int) -> Exit:
         if error in (EINTR, EAGAIN):
@@ -166,18 +157,16 @@ class VcpuFd(VcpuState):
 
     @immediate_exit.setter
     def immediate_exit(self, value: bool) -> None:
-        # One byte, stored by one instruction: KVM reads the old value or the new one.
-        if not self._map.closed:
+        try:
+            # One byte, stored by one instruction: KVM reads the old value or the new one.
             self._map[_IMMEDIATE_EXIT] = value
+        except ValueError:  # closed, perhaps by another thread just now
+            pass
 
     def kick(self) -> None:
         """Make the `run()` under way, or the next one, come back. From any thread; of no effect once closed."""
         self.immediate_exit = True
-        tid = self._tid
-        if tid and not self._map.closed:
-            error = -lib.pyvmm_kick(tid, self._signal)
-            if error not in (0, ESRCH):  # ESRCH: that thread has ended, so nobody is in KVM_RUN
-                raise KvmError("tgkill", error, cause("tgkill", error))
+        check(lib.pyvmm_kick(self._runner, self._signal), "tgkill")
 
     def stats_fd(self) -> StatsFd:
         """KVM's counters of this vCPU (4.133; KVM_CAP_BINARY_STATS_FD)."""
@@ -234,6 +223,7 @@ class VcpuFd(VcpuState):
 
     def close(self) -> None:
         """Unmap, then close. Nobody may be in `run()`."""
+        self._runner[0] = 0
         try:
             if hasattr(self, "_map"):
                 self._map.close()

@@ -255,7 +255,7 @@ def test_a_kick_before_the_first_run():
 
 def test_a_vcpu_may_change_threads():
     with tiny_vm(SPIN) as tiny:
-        for _ in range(3):
+        for _ in range(10):  # one after the other, so that threads get the POSIX id of an earlier one
             seen: list[Exit] = []
             thread = threading.Thread(target=lambda seen=seen: seen.append(tiny.vcpu.run()))
             thread.start()

@@ -29,9 +29,8 @@
 
 struct sleeper {
     int signal_number;
-    int fd;         /* read from it, or run it if it is a vCPU */
-    int is_vcpu;
-    int tid;
+    int vcpu;
+    int runner;
     int result;
     sem_t started;
 };
@@ -40,33 +39,27 @@ static void *sleeper_main(void *argument)
 {
     struct sleeper *self = argument;
     sigset_t all;
-    char byte;
 
     sigfillset(&all); /* a thread that blocks every signal can be kicked all the same */
     pthread_sigmask(SIG_BLOCK, &all, NULL);
-    self->tid = pyvmm_kick_enter(self->signal_number);
     sem_post(&self->started);
-    if (self->is_vcpu)
-        self->result = pyvmm_run(self->fd);
-    else
-        self->result = read(self->fd, &byte, 1) < 0 ? -errno : 0;
+    self->result = pyvmm_run(self->vcpu, &self->runner, self->signal_number);
     return NULL;
 }
 
-/* Kick a thread that sleeps until its system call has ended with EINTR. Returns its result. */
-static int kick_out(int signal_number, int fd, int is_vcpu)
+/* Kick a thread that runs a vCPU until it is back. Returns what pyvmm_run returned. */
+static int kick_out(int signal_number, int vcpu)
 {
-    struct sleeper sleeper = {.signal_number = signal_number, .fd = fd, .is_vcpu = is_vcpu};
+    struct sleeper sleeper = {.signal_number = signal_number, .vcpu = vcpu};
     pthread_t thread;
 
     sem_init(&sleeper.started, 0, 0);
     CHECK(pthread_create(&thread, NULL, sleeper_main, &sleeper) == 0);
     sem_wait(&sleeper.started);
-    CHECK(sleeper.tid > 0);
     for (;;) {
         struct timespec until;
 
-        CHECK(pyvmm_kick(sleeper.tid, signal_number) == 0);
+        CHECK(pyvmm_kick(&sleeper.runner, signal_number) == 0);
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += 10000000;
         if (until.tv_nsec >= 1000000000) {
@@ -76,10 +69,8 @@ static int kick_out(int signal_number, int fd, int is_vcpu)
         if (pthread_timedjoin_np(thread, NULL, &until) == 0)
             break;
     }
-    /* A thread can be joined a moment before the kernel has taken it apart. */
-    while (pyvmm_kick(sleeper.tid, signal_number) == 0)
-        usleep(1000);
-    CHECK(pyvmm_kick(sleeper.tid, signal_number) == -ESRCH);
+    CHECK(sleeper.runner > 0);
+    CHECK(pyvmm_kick(&sleeper.runner, signal_number) == 0); /* it has ended: nobody to kick */
     sem_destroy(&sleeper.started);
     return sleeper.result;
 }
@@ -91,12 +82,13 @@ static void somebody_elses(int signal_number)
 
 static void without_kvm(void)
 {
-    int number, pipe_fds[2];
+    int number, pipe_fds[2], runner = 0;
+    const int nobody = 1 << 22; /* above the highest id there can be (PID_MAX_LIMIT) */
     struct sigaction action;
+    sigset_t kick;
 
     CHECK(pyvmm_ioctl(-1, FIONREAD, 0) == -EBADF);
     CHECK(pyvmm_ioctl_ptr(-1, FIONREAD, NULL) == -EBADF);
-    CHECK(pyvmm_run(-1) == -EBADF);
     CHECK(pipe(pipe_fds) == 0);
     CHECK(write(pipe_fds[1], "abc", 3) == 3);
     CHECK(pyvmm_ioctl_ptr(pipe_fds[0], FIONREAD, &number) == 0 && number == 3);
@@ -111,9 +103,19 @@ static void without_kvm(void)
     CHECK(number >= SIGRTMIN && number < SIGRTMAX);
     CHECK(pyvmm_kick_install() == number);
     CHECK(sigaction(SIGRTMAX, NULL, &action) == 0 && action.sa_handler == somebody_elses);
-    CHECK(pyvmm_kick(1 << 22, number) == -ESRCH);
-    CHECK(pyvmm_kick(getpid(), 1000) == -EINVAL);
-    CHECK(kick_out(number, pipe_fds[0], 0) == -EINTR);
+
+    /* Whoever runs a vCPU is known by its kernel id, and takes the signal even if it had blocked it. */
+    sigemptyset(&kick);
+    sigaddset(&kick, number);
+    CHECK(pthread_sigmask(SIG_BLOCK, &kick, NULL) == 0);
+    CHECK(pyvmm_kick(&runner, number) == 0); /* nobody yet */
+    CHECK(pyvmm_run(-1, &runner, number) == -EBADF);
+    CHECK(runner == getpid());
+    CHECK(pthread_sigmask(SIG_BLOCK, NULL, &kick) == 0 && !sigismember(&kick, number));
+    CHECK(pyvmm_kick(&runner, 1000) == -EINVAL);
+    CHECK(pyvmm_kick(&runner, number) == 0);
+    CHECK(pyvmm_kick(&nobody, number) == 0);
+    CHECK(kick_out(number, -1) == -EBADF);
 
     /* When all of them are in use, that is said. */
     action.sa_handler = somebody_elses;
@@ -133,7 +135,7 @@ static void with_kvm(const char *path)
     static const uint8_t code[] = {0xe6, 0xe9, 0xeb, 0xfe};
     int kvm = open(path, O_RDWR | O_CLOEXEC);
     int number = pyvmm_kick_install();
-    int vm, vcpu, size;
+    int vm, vcpu, size, runner = 0;
     void *memory;
     struct kvm_run *run;
     struct kvm_sregs sregs;
@@ -159,12 +161,12 @@ static void with_kvm(const char *path)
     sregs.cs.base = sregs.cs.selector = 0;
     CHECK(pyvmm_ioctl_ptr(vcpu, SET_SREGS, &sregs) == 0);
     CHECK(pyvmm_ioctl_ptr(vcpu, SET_REGS, &regs) == 0);
-    CHECK(pyvmm_run(vcpu) == 0);
+    CHECK(pyvmm_run(vcpu, &runner, number) == 0);
     CHECK(run->exit_reason == 2 && run->io.port == 0xe9 && run->io.count == 1);
     run->immediate_exit = 1;
-    CHECK(pyvmm_run(vcpu) == -EINTR);
+    CHECK(pyvmm_run(vcpu, &runner, number) == -EINTR);
     run->immediate_exit = 0;
-    CHECK(kick_out(number, vcpu, 1) == -EINTR); /* out of an endless loop */
+    CHECK(kick_out(number, vcpu) == -EINTR); /* out of an endless loop */
     munmap(run, (size_t)size);
     close(vcpu);
     close(vm);

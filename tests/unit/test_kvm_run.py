@@ -29,12 +29,13 @@ class FakeLib:
     def __getattr__(self, name):
         return getattr(_kvm.lib, name)
 
-    def pyvmm_run(self, fd):
+    def pyvmm_run(self, fd, runner, number):
+        runner[0] = threading.get_native_id()
         return self.results.pop(0) if self.results else 0
 
-    def pyvmm_kick(self, tid, number):
-        self.kicked.append(tid)
-        return -errno.ESRCH
+    def pyvmm_kick(self, runner, number):
+        self.kicked.append(runner[0])
+        return 0
 
 
 @pytest.fixture
@@ -301,7 +302,7 @@ def test_the_kick_goes_to_the_thread_that_ran_last(cpu, fake):
     page.exit_reason = exits.KVM_EXIT_HLT
     made.kick()  # nobody ran it yet: the flag alone
     assert made.immediate_exit
-    assert fake.kicked == []
+    assert fake.kicked == [0]
     made.immediate_exit = False
     assert not made.immediate_exit
     tids = []
@@ -316,7 +317,10 @@ def test_the_kick_goes_to_the_thread_that_ran_last(cpu, fake):
     made.kick()
     made.run()
     made.kick()
-    assert fake.kicked == [tids[0], threading.get_native_id()]
+    assert fake.kicked == [0, tids[0], threading.get_native_id()]
+    made.close()
+    made.kick()
+    assert fake.kicked[3:] == [0]
 
 
 def test_after_close(cpu):
