@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         def kernel_entry(self) -> str: ...
         @property
         def host_quirks(self) -> bool: ...
+        @property
+        def cpus(self) -> int: ...
 
 
 FORMATS = {
@@ -53,14 +55,13 @@ _MODES = {"real": "16-bit real mode", "protected": "32-bit protected mode", "lon
 class Surroundings:
     """What a kernel is told of that is no part of the configuration: facts about the host and about the machine.
 
-    emulated  ring 0 is emulated on this host, so that nothing is left to the guest that can be done before
-    helps     words for a Linux command line that a guest needs on this host
-    devices   words for a Linux command line that announce devices
-    tables    (gpa, bytes, name) of what firmware would have left in memory, for kernels that are told a memory map
-    rsdp      gpa of the ACPI root pointer, which is among the tables; 0 without ACPI
+    emulated     ring 0 is emulated on this host, so that nothing is left to the guest that can be done before
+    helps        words for a Linux command line that a guest needs on this host
+    devices      words for a Linux command line that announce devices
+    virtio_mmio  (gpa, length, gsi) of devices that ACPI announces
     """
 
-    __slots__ = ("devices", "emulated", "helps", "rsdp", "tables")
+    __slots__ = ("devices", "emulated", "helps", "virtio_mmio")
 
     def __init__(
         self,
@@ -68,14 +69,12 @@ class Surroundings:
         emulated: bool = False,
         helps: Sequence[str] = (),
         devices: Sequence[str] = (),
-        tables: Sequence[tuple[int, bytes, str]] = (),
-        rsdp: int = 0,
+        virtio_mmio: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self.emulated = emulated
         self.helps = helps
         self.devices = devices
-        self.tables = tables
-        self.rsdp = rsdp
+        self.virtio_mmio = virtio_mmio
 
 
 class LoadedKernel:
@@ -133,8 +132,9 @@ def load(config: BootConfig, memory: GuestMemory, surroundings: Surroundings | N
         _judge_options(config, format)
         surroundings = surroundings or Surroundings()
         if format not in _ALONE:
-            for gpa, data, name in surroundings.tables:
-                placement.put(gpa, data, name)
+            from pyvmm.boot.firmware import put_tables
+
+            placement.rsdp = put_tables(placement, config.cpus, surroundings.virtio_mmio)
         return LoadedKernel(format, _load_as(format, image, config, placement, surroundings), placement)
 
 

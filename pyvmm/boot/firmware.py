@@ -5,6 +5,8 @@ Imports mptable, acpi, placement and layout.
 
 from __future__ import annotations
 
+from struct import pack
+
 from pyvmm import layout
 from pyvmm.boot.acpi.tables import acpi_tables
 from pyvmm.boot.mptable import FLOATING_POINTER_LENGTH, configuration_table, floating_pointer
@@ -26,6 +28,6 @@ def put_tables(placement: Placement, cpus: int, virtio_mmio: Iterable[tuple[int,
     at = layout.EBDA + FLOATING_POINTER_LENGTH if len(table) <= room else layout.MP_TABLE
     placement.put(layout.EBDA, floating_pointer(at), "MP floating pointer")
     placement.put(at, table, "MP table")
-    placement.memory.write_u16(layout.EBDA_SEGMENT_WORD, layout.EBDA >> 4)
+    placement.put(layout.EBDA_SEGMENT_WORD, pack("<H", layout.EBDA >> 4), "EBDA segment")
     placement.put(layout.ACPI_TABLES, acpi_tables(layout.ACPI_TABLES, cpus, virtio_mmio), "ACPI tables")
     return layout.ACPI_TABLES

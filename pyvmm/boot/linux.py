@@ -104,7 +104,7 @@ def boot(
     if config.initrd is not None:
         highest = VMLINUX_INITRD_ADDR_MAX[bits] if header is None else header.initrd_addr_max
         initrd = placement.load_module(config.initrd, below=highest + 1)
-    zero_page = boot_params(placement.map, command_line, initrd, surroundings.rsdp, header)
+    zero_page = boot_params(placement.map, command_line, initrd, placement.rsdp, header)
     placement.memory.write(layout.BOOT_PARAMS, zero_page)
     state.rsi = layout.BOOT_PARAMS
     return state

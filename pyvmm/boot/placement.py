@@ -62,10 +62,11 @@ class Placement:
     """The claims on one VM's memory.
 
     `path` is the kernel's file, which errors name; `pieces` are in ascending order; `command_line` is what the
-    kernel is given, None if nothing; `notes` are lines that the user should see.
+    kernel is given, None if nothing; `rsdp` is the gpa of ACPI's root pointer, 0 without ACPI; `notes` are lines that
+    the user should see.
     """
 
-    __slots__ = ("memory", "path", "map", "pieces", "command_line", "notes", "_starts")
+    __slots__ = ("memory", "path", "map", "pieces", "command_line", "rsdp", "notes", "_starts")
 
     def __init__(self, memory: GuestMemory, path: str) -> None:
         self.memory = memory
@@ -73,6 +74,7 @@ class Placement:
         self.map = memory_map(memory)
         self.pieces: list[Piece] = []
         self.command_line: str | None = None
+        self.rsdp = 0
         self.notes: list[str] = []
         self._starts: list[int] = []
 

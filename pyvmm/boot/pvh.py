@@ -71,7 +71,7 @@ def load(image: Image, config: BootConfig, placement: Placement, surroundings: S
     if config.initrd is not None:
         module = placement.load_module(config.initrd)
         modules = pack("<QQQQ", module.gpa, module.length, 0, 0)
-    placement.memory.write(layout.PVH_START_INFO, start_info(placement.map, command_line, modules, surroundings.rsdp))
+    placement.memory.write(layout.PVH_START_INFO, start_info(placement.map, command_line, modules, placement.rsdp))
     state.rip = address
     state.rbx = layout.PVH_START_INFO
     return state
