@@ -124,7 +124,7 @@ class Run:
             print(ending.dry_run_text(vm.load(), self.config))
         finally:
             vm.close()
-        return Outcome("dry-run", 0, "nothing was run")
+        return self._judge(Outcome("dry-run", 0, "nothing was run"))
 
     def _run(self) -> Outcome:
         from pyvmm.vm import VM
@@ -184,11 +184,10 @@ class Run:
         A guest that ended by itself waits for its reader as any program does, up to the time limit; a run that was
         cut short only as long as the reader still reads.
         """
-        if outcome.reason not in CUT_SHORT:
-            limit = self.config.timeout and self._began + self.config.timeout
-            while not self.signals.received and not (limit and time.monotonic() > limit):
-                if self.console.drain(SLICE):
-                    return
+        limit = self.config.timeout and self._began + self.config.timeout
+        while outcome.reason != "quit" and not self.signals.received and not (limit and time.monotonic() > limit):
+            if self.console.drain(SLICE):
+                return
         if not self.console.drain(GRACE):
             log.warn("the end of the guest's output is lost: nobody reads it")
 

@@ -149,6 +149,16 @@ def test_a_guest_that_reads_nothing_can_be_left(run):
     assert session.end() == 0
 
 
+def test_a_run_whose_output_nobody_reads_can_be_left(run):
+    session = run(guests.CHATTER, stdout=subprocess.PIPE)
+    wait_for(session.raw, "raw mode")
+    wait_until_still(session.process)
+    session.type(b"\x01x")
+    began = time.monotonic()
+    assert session.end() == 0 and time.monotonic() - began < 10
+    assert "the end of the guest's output is lost" in session.errors()
+
+
 def test_a_doubled_escape_key_is_one(run):
     session = run(ECHO)
     wait_for(session.raw, "raw mode")
