@@ -1,27 +1,32 @@
-"""The guests that come with pyvmm, built when they are first asked for.
+"""What comes with pyvmm to be run: small guests, built when they are first asked for, and Linux images, built once.
 
 Imports errors and its own package. Sources are package data (`pyvmm/_images`; guest-images/ in the repository), read
 through importlib.resources; what is built goes to the cache, never to where pyvmm is installed.
 
-    from pyvmm.images import guest
+    from pyvmm.images import guest, image
     guest("hello64").path()      # '/home/me/.cache/pyvmm/guests/1f0c.../hello64.elf'
+    image("tiny").kernel         # '/home/me/.cache/pyvmm/images/tiny/7ab2.../vmlinux', after `pyvmm image build tiny`
 """
 
 from __future__ import annotations
 
 import functools
 
-from pyvmm.errors import UsageError
-from pyvmm.images import build, cache
+from pyvmm.errors import ImageError, UsageError
+from pyvmm.images import build, cache, linux, store
 from pyvmm.images.recipe import ELF, Expect, Recipe, Run, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-__all__ = ["Expect", "Guest", "Recipe", "Run", "guest", "guest_names"]
+    from pyvmm.images.linux import LinuxRecipe
+    from pyvmm.images.store import Image
+
+__all__ = ["Expect", "Guest", "Recipe", "Run", "guest", "guest_names", "image", "image_names", "image_recipe"]
 
 RECIPE_FILE = "guest.toml"
+IMAGE_RECIPE_FILE = "recipe.toml"
 COMMON = "common"
 
 
@@ -58,14 +63,18 @@ class Guest:
 
         Raises ImageError where tools are missing, the cache cannot be written, or a source does not compile.
         """
-        output = self.name + build.SUFFIX[self.recipe.output]
         files = self.files()
         return cache.cached(
             "guests",
-            build.key(self.recipe, files, output),
-            output,
-            lambda folder: build.build(self.recipe, files.items(), output, folder),
+            build.key(self.recipe, files, self.output),
+            self.output,
+            lambda folder: build.build(self.recipe, files.items(), self.output, folder),
         )
+
+    @property
+    def output(self) -> str:
+        """The name of the image's file."""
+        return self.name + build.SUFFIX[self.recipe.output]
 
     def files(self) -> dict[str, bytes]:
         """Path below guest-images/ and content of everything that the image is built from."""
@@ -86,6 +95,43 @@ def guest(name: str) -> Guest:
 def guest_names() -> list[str]:
     """The names of all guests, in alphabetical order."""
     return sorted(entry.name for entry in _root().iterdir() if entry.joinpath(RECIPE_FILE).is_file())
+
+
+def image(name: str) -> Image:
+    """The Linux image called `name`: paths of its kernel, bzimage, initrd and config.
+
+    Raises ImageError, which names the command that builds it, where that is still to be done; UsageError for an unknown
+    name.
+    """
+    found = store.current(name, image_recipe(name).digest())
+    if found is None:
+        raise ImageError(f"the image {name} is not built yet: pyvmm image build {name}")
+    return found
+
+
+def image_names() -> list[str]:
+    """The names of all Linux images, in alphabetical order."""
+    return sorted(entry.name for entry in _root().iterdir() if entry.joinpath(IMAGE_RECIPE_FILE).is_file())
+
+
+def image_recipe(name: str) -> LinuxRecipe:
+    """How the Linux image called `name` is made. Raises UsageError, which lists the names there are."""
+    names = image_names()
+    if name not in names:
+        raise UsageError(f"there is no Linux image {name!r} (known: {', '.join(names)})")
+    sources: dict[str, bytes] = {}
+    for other in names:  # one may take its initramfs from another
+        _collect(_root().joinpath(other), other, sources)
+    return linux.parse(name, sources)
+
+
+def _collect(folder: Traversable, prefix: str, sources: dict[str, bytes]) -> None:
+    for entry in folder.iterdir():
+        path = f"{prefix}/{entry.name}"
+        if entry.is_dir():
+            _collect(entry, path, sources)
+        else:
+            sources[path] = entry.read_bytes()
 
 
 @functools.cache

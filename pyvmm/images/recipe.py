@@ -1,16 +1,12 @@
 """Reads a guest's `guest.toml`: how it is built, how it is run, and what is then seen.
 
-Imports errors. docs/guests.md describes the file. Strict: a key that is unknown, missing or of the wrong type is an
-ImageError that names file and key.
+Imports errors and its own package. docs/guests.md describes the file; every ImageError names file and key.
 """
 
 from __future__ import annotations
 
 from pyvmm.errors import ImageError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from pyvmm.images.table import Table, read
 
 FLAT = "flat"
 ELF = "elf"
@@ -72,49 +68,12 @@ class Recipe:
         self.runs = runs
 
 
-class _Table:
-    """A TOML table from which every key is taken once, with its type; what is left over at the end is an error."""
-
-    def __init__(self, table: dict[str, Any], place: str) -> None:
-        self._table = dict(table)
-        self._place = place
-
-    def take(self, key: str, kind: Any, default: Any = None) -> Any:
-        value = self._table.pop(key, default)
-        if value is None:
-            self.fail(f"{key} is missing")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            self.fail(f"{key} is {value!r}")
-        return value
-
-    def take_strings(self, key: str, default: list[str] | None = None) -> tuple[str, ...]:
-        values = self.take(key, list, default)
-        if not all(isinstance(value, str) for value in values):
-            self.fail(f"{key} is {values!r}, expected a list of strings")
-        return tuple(values)
-
-    def has(self, key: str) -> bool:
-        return key in self._table
-
-    def end(self) -> None:
-        for key in self._table:
-            self.fail(f"{key} is not known")
-
-    def fail(self, problem: str) -> None:
-        raise ImageError(f"{self._place}: {problem}")
-
-
 def parse(text: str, folder: str) -> Recipe:
     """The recipe in `text`, the guest.toml of `folder` below guest-images/."""
-    import tomllib
-
     place = f"{folder}/guest.toml"
-    try:
-        top = _Table(tomllib.loads(text), place)
-    except tomllib.TOMLDecodeError as error:
-        raise ImageError(f"{place}: {error}") from error
+    top = read(text, place)
     summary = top.take("summary", str)
-    build = _Table(top.take("build", dict), f"{place}: [build]")
+    build = top.take_table("build")
     runs = top.take("run", list)
     top.end()
 
@@ -138,7 +97,7 @@ def parse(text: str, folder: str) -> Recipe:
     return Recipe(summary, paths, output, bits, address, parsed)
 
 
-def _source_path(folder: str, source: str, build: _Table) -> str:
+def _source_path(folder: str, source: str, build: Table) -> str:
     """`source`, written relative to its guest's folder, relative to guest-images/; it may not lead out of there."""
     import posixpath
 
@@ -151,7 +110,7 @@ def _source_path(folder: str, source: str, build: _Table) -> str:
 def _run(entry: object, index: int, place: str) -> Run:
     if not isinstance(entry, dict):
         raise ImageError(f"{place} is {entry!r}, expected a table")
-    run = _Table(entry, place)
+    run = Table(entry, place)
     name = run.take("name", str, "" if index else "default")
     arguments = run.take_strings("arguments", [])
     stdin = run.take("stdin", str, "").encode()
