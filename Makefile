@@ -16,7 +16,6 @@ SUBMAKE := $(MAKE) --no-print-directory
 MADE := $(VENV)/.made-with-$(subst /,_,$(PYTHON))
 INSTALLED := $(VENV)/.installed
 DEVELOP := $(VENV)/.installed-dev
-BENCHES := $(VENV)/.installed-bench
 NATIVE := $(VENV)/.native
 NATIVE_SOURCES := setup.py $(wildcard pyvmm/_native/*.py pyvmm/_native/*.c pyvmm/_native/*.h) \
 	pyvmm/kvm/constants.py pyvmm/kvm/exits.py
@@ -69,7 +68,7 @@ lint:
 bench:
 	@scripts/check-kvm.sh
 	@scripts/tools.sh bench
-	@$(SUBMAKE) $(BENCHES) $(NATIVE)
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
 	@$(VENV)/bin/python -c 'import matplotlib' 2>/dev/null || $(VENV)/bin/python -m pip install -q -e '.[bench]' --no-build-isolation
 	@$(VENV)/bin/python -m bench $(ARGS)
 
@@ -98,11 +97,6 @@ $(DEVELOP): $(MADE) pyproject.toml
 	@echo "==> building pyvmm and its C helper, installing the tools of its tests"
 	@$(VENV)/bin/python -m pip install -qq --no-build-isolation -e '.[dev]'
 	@touch $@ $(INSTALLED)
-
-$(BENCHES): $(DEVELOP)
-	@echo "==> installing what draws the plot"
-	@$(VENV)/bin/python -m pip install -qq --no-build-isolation -e '.[bench]'
-	@touch $@
 
 # For a change of the C helper; after an installation, which built it, there is nothing left to compile.
 $(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)
