@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.cli import image
 from pyvmm.errors import ImageError, UsageError
-from pyvmm.images import build, guest, guest_names
+from pyvmm.images import build, guest, guest_names, image_names
 
 REFUSED = re.compile(
     r"int3|int1|icebp|int|ud2|fwait|wait|f(?!s$)\w+|stac|clac|popcnt|cmpxchg(8|16)b|xsave\w*|xrstor\w*|xgetbv|xsetbv"
@@ -98,7 +98,7 @@ def test_the_key_follows_sources_flags_and_tools(monkeypatch: pytest.MonkeyPatch
 def test_the_verb_lists_every_guest(capsys: pytest.CaptureFixture[str]) -> None:
     assert image.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == guest_names()
+    assert [line.split()[0] for line in lines] == guest_names() + image_names()
 
 
 def test_the_verb_prints_one_path(capsys: pytest.CaptureFixture[str], cache: str) -> None:
