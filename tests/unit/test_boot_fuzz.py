@@ -14,6 +14,7 @@ from pyvmm.boot import load
 from pyvmm.config import VmConfig
 from pyvmm.errors import LoadError
 from tests.support.boot import MIB, allocate, untouched
+from tests.support.bzimagebuild import INIT_SIZE, bzimage, pack, vmlinux
 from tests.support.elfbuild import (
     PT_NOTE,
     Part,
@@ -45,9 +46,20 @@ SEEDS = [
         MIB,
     ),
     elf([Part(MIB, multiboot2_header() + CODE), Part(0, pvh_note(MIB), type=PT_NOTE)], MIB),
+    vmlinux(MIB),
+    vmlinux(MIB, bits=32),
 ]
 
-FORMATS = st.sampled_from(["auto", "flat", "elf", "multiboot", "pvh"])
+FORMATS = st.sampled_from(["auto", "flat", "elf", "multiboot", "pvh", "linux"])
+BZIMAGES = [
+    bzimage(payload=pack(vmlinux(), "gzip"), changed={INIT_SIZE: MIB}),
+    bzimage(payload=pack(vmlinux(), "lzma"), changed={INIT_SIZE: MIB}, setup_sects=0),
+    bzimage(payload=pack(vmlinux(), "lz4"), version=0x20C, changed={INIT_SIZE: MIB}),
+    bzimage(payload=pack(vmlinux(), "zstd"), version=0x208),
+    bzimage(version=0x202),
+]
+HEADER_FIELDS = [0x1F1, 0x1F4, 0x1FE, 0x201, 0x206, 0x20E, 0x211, 0x214, 0x22C, 0x230, 0x234, 0x235, 0x236, 0x238]
+HEADER_FIELDS += [0x248, 0x24C, 0x258, 0x260]
 EDGES = [0, 1, 2, 3, 4, 0x7F, 0xFFFF, MIB - 1, MIB, 4 * MIB - 1, 4 * MIB, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 EDGES += [1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 16, (1 << 64) - 1]
 VALUES = st.one_of(st.sampled_from(EDGES), st.integers(0, (1 << 64) - 1))
@@ -66,6 +78,19 @@ def mutated(draw: Callable[..., object]) -> bytes:
     return bytes(image)
 
 
+@st.composite
+def mutated_bzimage(draw: Callable[..., object]) -> bytes:
+    """A sound bzImage with fields of its header, or bytes of its payload, overwritten, and perhaps cut."""
+    image = bytearray(draw(st.sampled_from(BZIMAGES)))  # type: ignore[call-overload]
+    where = st.one_of(st.integers(0x1F1, 0x26C), st.sampled_from(HEADER_FIELDS), st.integers(2560, 5000))
+    for offset, width, value in draw(st.lists(st.tuples(where, st.sampled_from([1, 2, 4, 8]), VALUES), max_size=4)):  # type: ignore[attr-defined]
+        offset %= len(image)
+        image[offset : offset + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
+    if draw(st.integers(0, 5)) == 0:
+        del image[draw(st.integers(1, len(image))) :]
+    return bytes(image)
+
+
 SPLICED = st.tuples(
     st.sampled_from([b"", b"\x7fELF", b"\x7fELF\x01\x01\x01", b"\x7fELF\x02\x01\x01", b"\x02\xb0\xad\x1b"]),
     st.binary(max_size=300),
@@ -77,14 +102,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-def check(folder: Path, kernel: bytes, format: str, extras: bool) -> None:
+def check(folder: Path, kernel: bytes, format: str, extras: bool, entry: str = "auto") -> None:
     path = folder / "kernel"
     path.write_bytes(kernel)
     (folder / "initrd").write_bytes(b"initrd")
-    told = extras and format in ("multiboot", "pvh")
+    told = extras and format in ("multiboot", "pvh", "linux", "bzimage")
     config = VmConfig(
         path,
         kernel_format=format,
+        kernel_entry=entry,
         mem="4M",
         append="quiet" if told else "",
         initrd=folder / "initrd" if told else None,
@@ -95,7 +121,7 @@ def check(folder: Path, kernel: bytes, format: str, extras: bool) -> None:
         loaded = load(config, memory)
     except LoadError as error:
         assert "\n" not in str(error)
-        assert error.path in (str(path), str(folder / "initrd"))
+        assert error.path.split(" (")[0] in (str(path), str(folder / "initrd"), "--append")
     else:
         assert untouched(memory, loaded)
         assert any(piece.gpa <= loaded.entry < piece.end for piece in loaded.pieces)
@@ -109,6 +135,12 @@ def check(folder: Path, kernel: bytes, format: str, extras: bool) -> None:
 @given(kernel=mutated(), format=FORMATS, extras=st.booleans())
 def test_mutated_images(folder: Path, kernel: bytes, format: str, extras: bool) -> None:
     check(folder, kernel, format, extras)
+
+
+@settings(max_examples=300, deadline=None)
+@given(kernel=mutated_bzimage(), entry=st.sampled_from(["bzimage", "payload"]), extras=st.booleans())
+def test_mutated_bzimages(folder: Path, kernel: bytes, entry: str, extras: bool) -> None:
+    check(folder, kernel, "bzimage", extras, entry)
 
 
 @settings(max_examples=150, deadline=None)
