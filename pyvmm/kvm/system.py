@@ -6,7 +6,6 @@ Imports the rest of pyvmm.kvm. Follows the KVM API document (Documentation/virt/
 from __future__ import annotations
 
 import os
-import stat
 from errno import EACCES, EBUSY, ENODEV, ENOENT, ENXIO, EPERM
 
 from pyvmm.errors import KvmError, KvmUnavailableError
@@ -61,7 +60,10 @@ class Kvm(Descriptor):
             fd = self.ioctl("KVM_CREATE_VM", 0)
         except KvmError as error:
             if error.errno == EBUSY:
-                raise _unavailable(str(error), EBUSY) from None
+                from pyvmm.kvm.host import HostView
+                from pyvmm.kvm.hostcheck import explain_create_vm
+
+                raise _unavailable(str(explain_create_vm(HostView(), EBUSY)), EBUSY) from None
             raise
         return VmFd(fd, mmap_size)
 
@@ -102,34 +104,11 @@ def _unavailable(text: str, errno: int | None) -> KvmUnavailableError:
 
 def _why_not_opened(path: str, error: OSError) -> str:
     """One line: why `path` cannot be opened, and what mends it."""
-    if error.errno == ENOENT:
-        return f"there is no {path}: KVM is not loaded, not allowed in the firmware, or not passed into this container"
-    if error.errno in (EACCES, EPERM):
-        return f"{path} may not be opened by this user: {_who_may(path)}"
-    if error.errno in (ENODEV, ENXIO):
-        return f"{path} is there, but no KVM behind it: load kvm_intel or kvm_amd"
-    if error.errno == EBUSY:
-        return f"{path} is busy: another hypervisor holds the processor's virtualization"
-    hint = cause("open", error.errno or 0)
+    number = error.errno or 0
+    if path == DEVICE and number in (ENOENT, EACCES, EPERM, ENXIO, ENODEV):
+        from pyvmm.kvm.host import HostView
+        from pyvmm.kvm.hostcheck import explain_open
+
+        return str(explain_open(HostView(), number))
+    hint = cause("open", number)
     return f"{path} cannot be opened: {error.strerror}{'; ' if hint else ''}{hint}"
-
-
-def _who_may(path: str) -> str:
-    """Whom the permissions of `path` let in: the group to join, where it is that."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        return f"its folder: {error.strerror}"
-    mode = f"{stat.filemode(status.st_mode)}, owner {status.st_uid}, group {status.st_gid}"
-    group_may = status.st_mode & (stat.S_IRGRP | stat.S_IWGRP) == stat.S_IRGRP | stat.S_IWGRP
-    if not group_may:
-        return f"its permissions let only the owner in ({mode})"
-    if status.st_gid in (os.getegid(), *os.getgroups()):
-        return f"its permissions would allow it ({mode}), so a sandbox or an access list forbids it"
-    import grp  # on the way to an error alone
-
-    try:
-        group = grp.getgrgid(status.st_gid).gr_name
-    except KeyError:
-        group = str(status.st_gid)
-    return f"join group {group} (sudo usermod -aG {group} $USER, then log in again)"
