@@ -172,7 +172,7 @@ class Rtc(RegisterFile, registers=cmos.PORTS):
             hours = self._encode(hours % 12 or 12) | (cmos.HOURS_PM if hours >= 12 else 0)
         encode = self._encode
         return {
-            cmos.SECONDS: encode(min(moment.tm_sec, 59)),
+            cmos.SECONDS: encode(moment.tm_sec),
             cmos.MINUTES: encode(moment.tm_min),
             cmos.HOURS: hours,
             cmos.DAY_OF_WEEK: encode((moment.tm_wday + 1) % 7 + 1),  # 1 is Sunday

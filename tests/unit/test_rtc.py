@@ -169,12 +169,22 @@ def test_a_byte_of_the_running_time_can_be_set(cmos):
     assert cmos.time() == [0x20, 0x26, 0x11, 0x22, 0x00, 0x34, 0x56]
 
 
-def test_31_february_is_3_march(cmos):
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ((0x26, 0x02, 0x31), [0x26, 0x03, 0x03]),
+        ((0x26, 0x13, 0x01), [0x27, 0x01, 0x01]),
+        ((0x26, 0x00, 0x10), [0x25, 0x12, 0x10]),
+        ((0x26, 0x05, 0x00), [0x26, 0x04, 0x30]),
+    ],
+    ids=str,
+)
+def test_a_date_that_does_not_exist_is_carried_over(cmos, wrong, right):
     cmos[B] = H24 | SET
-    cmos[MONTH], cmos[DAY] = 0x02, 0x31
-    assert (cmos[MONTH], cmos[DAY]) == (0x02, 0x31)
+    cmos[YEAR], cmos[MONTH], cmos[DAY] = wrong
+    assert (cmos[YEAR], cmos[MONTH], cmos[DAY]) == wrong
     cmos[B] = H24
-    assert (cmos[MONTH], cmos[DAY]) == (0x03, 0x03)
+    assert [cmos[YEAR], cmos[MONTH], cmos[DAY]] == right
 
 
 @settings(max_examples=100, deadline=None)
@@ -198,10 +208,11 @@ def test_any_garbage_can_be_set_as_time(values, modes):
 
 def test_uip_rises_before_each_second_and_falls_with_it(cmos):
     """Table 6: 244 µs of warning and 1,984 µs of update at 32,768 Hz."""
-    for fraction, uip in ((0.0, 0), (0.5, 0), (0.9977, 0), (0.9978, UIP), (0.9999, UIP)):
-        cmos.now = NOON + fraction
-        assert cmos[A] & UIP == uip, fraction
-        assert cmos[SECONDS] == 0x56  # readable all the time
+    for second in (0, 1):
+        for fraction, uip in ((0.0, 0), (0.5, 0), (0.9977, 0), (0.9978, UIP), (0.9999, UIP)):
+            cmos.now = NOON + second + fraction
+            assert cmos[A] & UIP == uip, (second, fraction)
+            assert cmos[SECONDS] == 0x56 + second  # readable all the time
     cmos[B] = H24 | SET
     assert cmos[A] & UIP == 0
 
@@ -284,6 +295,16 @@ def test_alarm(cmos, alarm, after):
     assert cmos[C] & AF == 0
 
 
+def test_alarm_follows_the_time_that_the_guest_has_set(cmos):
+    cmos[HOURS], cmos[MINUTES], cmos[SECONDS] = 0x06, 0x59, 0x58
+    cmos[HOURS_ALARM], cmos[MINUTES_ALARM], cmos[SECONDS_ALARM] = 0x07, 0x00, 0x00
+    cmos[C]
+    cmos.now += 1
+    assert cmos[C] & AF == 0
+    cmos.now += 1
+    assert cmos[C] & AF
+
+
 def test_alarm_found_in_a_long_gap(cmos):
     cmos[HOURS_ALARM], cmos[MINUTES_ALARM], cmos[SECONDS_ALARM] = 0x03, 0x04, 0x05
     cmos[C]
@@ -291,15 +312,15 @@ def test_alarm_found_in_a_long_gap(cmos):
     assert cmos[C] & AF
 
 
-@pytest.mark.parametrize("alarm", [(0x24, 0, 0), (0, 0x60, 0), (0, 0, 0x60), (ANY, ANY, 0x99), (ANY, 0x77, ANY)])
+@pytest.mark.parametrize("alarm", [(0x24, 0, 0), (0, 0x60, 0), (0, 0, 0x60), (ANY, ANY, 0x60), (ANY, 0x60, ANY)])
 def test_an_alarm_that_never_comes_costs_nothing(cmos, alarm):
     """A guest reads register C in a loop: the search must not walk the day."""
     cmos[HOURS_ALARM], cmos[MINUTES_ALARM], cmos[SECONDS_ALARM] = alarm
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(20):
         cmos.now += 10**6
         assert cmos[C] & AF == 0
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_alarm_in_12_hour_format(cmos):
@@ -356,6 +377,7 @@ def test_reset_keeps_time_and_ram_and_turns_interrupts_off(cmos):
     cmos[B] = PIE | AIE | UIE | 0x08 | BINARY
     cmos.now += 5
     cmos.rtc.reset()
+    assert cmos.rtc.read(1, 1) == cmos[SECONDS]  # the index is back at 0
     assert cmos[C] == 0
     assert cmos[B] == BINARY
     assert (cmos[0x0F], cmos[0x7F], cmos[HOURS]) == (0x0A, 0x55, 1)
