@@ -209,6 +209,9 @@ def load_segments(elf: Elf, image: Image, placement: Placement) -> None:
 
     Raises LoadError where one does not lie in RAM, or lies on another or on what the boot protocol needs.
     """
+    # The farthest first: so much memory would do for all of them.
+    last = max(elf.loads, key=lambda segment: segment.paddr + segment.memsz)
+    placement.require_ram(last.paddr, last.memsz, f"segment {last.index}", offset=last.header_at)
     for segment in elf.loads:
         placement.load(
             image,

@@ -85,18 +85,23 @@ class Placement:
         the memory map reserves below 1 MiB may be claimed: there is RAM, and a linker puts an ELF header there when
         the code begins at 1 MiB.
         """
+        self.require_ram(gpa, length, what, offset=offset)
         piece = Piece(gpa, length, what)
-        if not self.memory.contains(gpa, length):
-            expected = f"a place within {self._ram()}"
-            if piece.end <= layout.HOLE_START:
-                expected += f", or --mem {-(-piece.end // layout.MIB)}M"
-            raise LoadError(self.path, f"{piece} does not lie in RAM", offset=offset, expected=expected)
         at = bisect_right(self._starts, gpa)
         for other in self.pieces[max(at - 1, 0) : at + 1]:
             if gpa < other.end and other.gpa < piece.end:
                 raise LoadError(self.path, f"{piece} overlaps {other}", offset=offset)
         self.pieces.insert(at, piece)
         self._starts.insert(at, gpa)
+
+    def require_ram(self, gpa: int, length: int, what: str, *, offset: int | None = None) -> None:
+        """Raise LoadError, which names the memory that would do, unless `length` bytes from `gpa` lie in RAM."""
+        piece = Piece(gpa, length, what)
+        if not self.memory.contains(gpa, length):
+            expected = f"a place within {self._ram()}"
+            if piece.end <= layout.HOLE_START:
+                expected += f", or --mem {-(-piece.end // layout.MIB)}M"
+            raise LoadError(self.path, f"{piece} does not lie in RAM", offset=offset, expected=expected)
 
     def put(self, gpa: int, data: bytes, what: str) -> None:
         """Claim room for `data` at `gpa` and write it there."""
