@@ -96,7 +96,6 @@ class Rtc(RegisterFile, registers=cmos.PORTS):
         """When the flags were last brought up to date."""
         self._index = 0
         self._flags = 0
-        self.reset()
 
     def _put(self, index: int, value: int, width: int) -> None:
         """A little-endian number that stays at its maximum where it does not fit."""
