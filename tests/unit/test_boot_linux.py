@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.boot import load
+from pyvmm.cli.options import RUN, parse
+from pyvmm.cli.run import make_config
 from pyvmm.errors import LoadError, UsageError
+from pyvmm.vm import VM
 from tests.support.boot import MIB, allocate, load_bytes, text, untouched
-from tests.support.bzimagebuild import CODE, bzimage, vmlinux
+from tests.support.bzimagebuild import CODE, bzimage, pack, vmlinux
 from tests.support.elfbuild import PT_NOTE, Part, elf, note, pvh_note
 
 GIB = 1 << 30
@@ -155,3 +159,27 @@ def test_kernel_entry_is_for_bzimages(tmp_path: Path, entry: str) -> None:
 def test_load_addr_is_not(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--load-addr is for flat binaries"):
         load_bytes(tmp_path, vmlinux(), load_addr=MIB)
+
+
+@pytest.mark.parametrize(("module", "helps"), [("pvm", True), ("intel", False), ("amd", False), ("", False)])
+def test_the_host_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, helps: bool) -> None:
+    """A VM asks its host for the words of the command line, and whether a kernel is better unpacked here."""
+    monkeypatch.setattr("pyvmm.kvm.host.backing_module", lambda view: module)
+    path = tmp_path / "bzImage"
+    path.write_bytes(bzimage(payload=pack(vmlinux(), "gzip")))
+    for words, said in (([], helps), (["--no-host-quirks"], False)):
+        vm = VM(config=make_config(parse(RUN, [str(path), "--append", "quiet", *words])))
+        try:
+            loaded = vm.load()
+        finally:
+            vm.close()
+        assert ("noxsave clearcpuid=" in (loaded.command_line or "")) is said
+        assert loaded.entry == (2 * MIB if helps else 2 * MIB + 0x200)
+
+
+def test_kernel_entry_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "bzImage"
+    path.write_bytes(bzimage(payload=pack(vmlinux(), "gzip")))
+    for entry, at in (("bzimage", 2 * MIB + 0x200), ("payload", 2 * MIB)):
+        config = make_config(parse(RUN, [str(path), "--kernel-entry", entry]))
+        assert load(config, allocate(config.mem)).entry == at

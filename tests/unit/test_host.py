@@ -75,6 +75,7 @@ def test_hardware_has_no_quirks(host: FakeHost, name: str) -> None:
     found = Host(host.view())
     assert list(found.quirks) == []
     assert found.without == ()
+    assert found.linux_options == ()
     assert found.quirks.ring0_emulated == ""
 
 
@@ -92,6 +93,7 @@ def test_pvm_has_them_all_but_one(host: FakeHost) -> None:
         "kvm_pv_tlb_flush",
     }
     assert set(found.without) <= feature_bits().keys()
+    assert found.linux_options == ("noxsave", "clearcpuid=smap,smep,umip,popcnt,erms,fsrm,cx16", "mitigations=off")
 
 
 @pytest.mark.parametrize(
