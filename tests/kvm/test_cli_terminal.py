@@ -88,7 +88,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Session]]:
     def start(code: bytes, *arguments: object, **options: int | None) -> Session:
         path = tmp_path / "guest.bin"
         path.write_bytes(code)
-        sessions.append(Session(path, *arguments, "--timeout", "50s", **options))
+        sessions.append(Session(path, "--timeout", "50s", *arguments, **options))
         return sessions[-1]
 
     yield start
