@@ -95,8 +95,8 @@ FIRMWARE_DEBUG_PORT = 0x402
 PVPANIC_PORT = 0x505
 """Where pvpanic has always been (QEMU's docs/specs/pvpanic)."""
 ACPI_PM_PORT = 0x600
-"""ACPI's fixed hardware: PM1 event block, control block, PM timer. So placed that PM1_CNT is port 0x604, where a word of
-0x2000 switches off other VMMs' machines too."""
+"""ACPI's fixed hardware: PM1 event block, control block, PM timer. So placed that PM1_CNT is port 0x604, where a word
+of 0x2000 switches off other VMMs' machines too."""
 ACPI_PM_CONTROL = 4
 ACPI_PM_TIMER = 8
 """Offsets of PM1_CNT and PM_TMR from ACPI_PM_PORT."""
