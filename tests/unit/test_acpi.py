@@ -29,8 +29,8 @@ def follow(block, gpa=GPA):
         return block[offset : offset + length]
 
     assert block[:8] == b"RSD PTR " and sum(block[:20]) & 0xFF == 0 and sum(block[:36]) & 0xFF == 0
-    revision, length, xsdt = block[15], *struct.unpack_from("<IQ", block, 20)
-    assert (revision, length) == (2, 36)
+    length, xsdt = struct.unpack_from("<IQ", block, 20)
+    assert (block[15], length) == (2, 36)
     tables = {"XSDT": at(xsdt)}
     for (address,) in struct.iter_unpack("<Q", tables["XSDT"][36:]):
         table = at(address)
