@@ -49,13 +49,19 @@ else
     "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || need "$name-venv" "$PYTHON's venv"
 fi
 
+want() { # want PACKAGE PROGRAM
+    have "$2" || wanted="$wanted $1"
+}
+
 case $what in
 test)
-    have git || wanted="$wanted git"
-    { have unshare && have setpriv; } || wanted="$wanted util-linux"
+    want git git
+    want cpio cpio
+    want acpica-tools iasl
+    want util-linux setpriv
     ;;
 bench)
-    have qemu-system-x86_64 || wanted="$wanted qemu-system-x86"
+    want qemu-system-x86 qemu-system-x86_64
     ;;
 esac
 

@@ -17,21 +17,8 @@ pytestmark = [pytest.mark.needs("git", "make"), pytest.mark.timeout(600)]
 
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 HIDDEN = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /dev/kvm && "$@"', "sh"]
-USED_BY_SCRIPTS = (
-    "sh",
-    "id",
-    "basename",
-    "mktemp",
-    "rm",
-    "tail",
-    "stat",
-    "gcc",
-    "ld",
-    "git",
-    "gdb",
-    "unshare",
-    "setpriv",
-)
+USED_BY_SCRIPTS = ("sh", "id", "basename", "mktemp", "rm", "tail", "stat", "gcc", "ld")
+LOOKED_FOR = ("git", "cpio", "iasl", "setpriv", "qemu-system-x86_64")
 
 
 def run(
@@ -55,14 +42,15 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A folder for PATH that holds what the scripts use, and stand-ins for QEMU and Python."""
+    """A folder for PATH that holds what the scripts use, and stand-ins for what they look for."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in USED_BY_SCRIPTS:
         found = shutil.which(name)
-        if found:
-            (folder / name).symlink_to(found)
-    stand_in(folder, "qemu-system-x86_64", "exit 0")
+        assert found, name
+        (folder / name).symlink_to(found)
+    for name in LOOKED_FOR:
+        stand_in(folder, name, "exit 0")
     stand_in(folder, "python3", f'exec {sys.executable} "$@"')
     return folder
 
