@@ -165,10 +165,17 @@ class VM:
             self._host_closers.append(switch_interval.restore)
         self._control.steer(self._vcpus)
         self._announce("paused" if self._paused else "running")
-        for loop in self.loops:
-            name = f"vcpu{loop.vcpu.index}"
+        for index, loop in enumerate(self.loops):
             # A daemon: a vCPU that KVM never gives back must not keep the process from ending.
-            threading.Thread(target=loop.run, name=name, daemon=True).start()
+            thread = threading.Thread(target=loop.run, name=f"vcpu{loop.vcpu.index}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                failure = PyvmmError(f"vCPU {loop.vcpu.index}: {error}")
+                self.stop(Outcome("error", failure.exit_status, str(failure)))
+                for _ in self.loops[index:]:  # nobody else will say that these are gone
+                    self._control.thread_ended()
+                raise failure from None
         if self.config.timeout is not None:
             timer = threading.Timer(self.config.timeout, self._time_limit)
             timer.daemon = True

@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,6 +188,34 @@ def test_what_cannot_be_loaded_is_127(tmp_path, path):
 def test_unknown_cpu_features_are_wrong_usage(hello):
     done = pyvmm("run", hello, "--cpu", "host,-flux-capacitor")
     assert done.returncode == 2 and b"flux-capacitor" in done.stderr
+
+
+@pytest.mark.parametrize("vcpu", [0, 2])
+def test_a_host_without_room_for_a_thread_is_one_line(spin, vcpu):
+    script = (
+        "import sys, threading\nfrom pyvmm.cli.main import main\nstart = threading.Thread.start\n"
+        "def refuse(thread):\n"
+        f"    if thread.name == 'vcpu{vcpu}': raise RuntimeError(\"can't start new thread\")\n"
+        "    start(thread)\n"
+        f"threading.Thread.start = refuse\nsys.exit(main(['run', {str(spin)!r}, '--cpus', '3']))"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=LIMIT, env=environment())
+    assert (done.returncode, done.stderr.decode()) == (125, f"pyvmm: vCPU {vcpu}: can't start new thread\n")
+    assert time.monotonic() - began < 5, "close() waits for a thread that was never there"
+
+
+@pytest.mark.parametrize("descriptors", [6, 8, 9])
+def test_a_process_out_of_descriptors_is_one_line(hello, descriptors):
+    done = shell(f"ulimit -n {descriptors}; exec $PYVMM run $1", hello)
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert len(done.stderr.splitlines()) == 1 and b"Too many open files" in done.stderr
+
+
+def test_more_memory_than_the_process_may_map_is_one_line(hello):
+    done = shell("ulimit -v 400000; exec $PYVMM run $1 --mem 512M", hello)
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert len(done.stderr.splitlines()) == 1 and b"cannot map 512 MiB of guest RAM" in done.stderr
 
 
 # --- Input ------------------------------------------------------------------------------------------------------
