@@ -131,9 +131,10 @@ def _contents(path: str, manifest: Manifest) -> Iterator[tuple[File, Iterator[by
 
 def _checked(path: str, entry: File, content: IO[bytes]) -> Iterator[bytes]:
     digest = hashlib.sha256()
-    while chunk := content.read(CHUNK):
-        digest.update(chunk)
-        yield chunk
+    with _explained(path):
+        while chunk := content.read(CHUNK):
+            digest.update(chunk)
+            yield chunk
     if digest.hexdigest() != entry.sha256:
         raise ImageError(f"{path}: {entry.path} is damaged: its SHA-256 is {digest.hexdigest()}, not {entry.sha256}")
 
@@ -142,9 +143,14 @@ def _checked(path: str, entry: File, content: IO[bytes]) -> Iterator[bytes]:
 def _opened(path: str) -> Iterator[tarfile.TarFile]:
     if os.path.exists(path) and not os.path.isfile(path):  # a FIFO would keep us waiting
         raise ImageError(f"{path} is no regular file")
+    with _explained(path), tarfile.open(path, mode="r:") as archive:
+        yield archive
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
     try:
-        with tarfile.open(path, mode="r:") as archive:
-            yield archive
+        yield
     except tarfile.TarError as error:
         raise ImageError(f"{path}: {error} (expected what `image export` writes)") from error
     except OSError as error:

@@ -65,7 +65,7 @@ def _build_locked(
     recipe: LinuxRecipe, inputs: Inputs, wanted: str, parts: tuple[str, ...], jobs: int, report: Report
 ) -> Image:
     digits = host.digest((*recipe.kernel.parts(), *parts[:-1]))[: store.DIGITS]  # the same whichever busybox it is
-    work = os.path.join(store.folder_of(recipe.name), f"work-{digits}")
+    work = os.path.join(store.folder_of(recipe.name), f"{store.WORK}{digits}")
     finished = os.path.join(store.folder_of(recipe.name), f"kernel-{digits}")
     if not os.path.isdir(finished):
         _require_space(recipe, work)
@@ -84,7 +84,9 @@ def _build_locked(
     files["initrd.cpio"] = initramfs.make(recipe, busybox, modules)
     image = store.publish(recipe.name, wanted, recipe.digest(), parts, files)
     report("cleaning up", 0, 0)
-    shutil.rmtree(work)
+    for left in os.listdir(store.folder_of(recipe.name)):  # of this build, and of earlier ones that nobody finished
+        if left.startswith(store.WORK):
+            shutil.rmtree(os.path.join(store.folder_of(recipe.name), left))
     return image
 
 

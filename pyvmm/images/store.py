@@ -29,6 +29,8 @@ DIGITS = 16
 """Hexadecimal digits of a key in the name of a folder."""
 BUILDING = "building-"
 """Prefix of the folders that hold an image in the making."""
+WORK = "work-"
+"""Prefix of the folders that hold what a build needs on the way."""
 
 
 class File:

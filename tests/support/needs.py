@@ -62,6 +62,7 @@ REQUIREMENTS: dict[str, Check] = {
     "passt": _program("passt"),
     "gdb": _program("gdb"),
     "iasl": _program("iasl"),
+    "cpio": _program("cpio"),
     "chromium": _program("chromium", "chromium-browser"),
     "capstone": _module("capstone"),
     "root": lambda: "" if os.geteuid() == 0 else "this user is not root",
