@@ -1,9 +1,9 @@
 """The state in which a processor meets its kernel: its registers, and the page tables of long mode.
 
-Imports segments alone. Everything here is plain data and bytes: `pyvmm.kvm.setup` copies a `CpuState` into a
-vCPU, a loader copies the tables into guest memory. Follows the Intel SDM volume 3A: 2.5 (control registers),
-4.5 (4-level paging), 21.1 (real-address mode). Application processors need nothing from here: KVM starts them
-as INIT and SIPI say.
+Imports segments and cpubits. Everything here is plain data and bytes: `pyvmm.kvm.setup` copies a `CpuState` into a
+vCPU, a loader copies the tables into guest memory. Follows the Intel SDM volume 3A:
+4.5 (4-level paging), 21.1 (real-address mode). Application processors need nothing from here: KVM starts them as
+INIT and SIPI say.
 """
 
 from __future__ import annotations
@@ -23,42 +23,19 @@ from pyvmm.boot.segments import (
     long_code,
     real_segment,
 )
-
-# --- Control registers (SDM volume 3A, 2.5) and EFER (2.2.1) --------------------------------------
-CR0_PE = 1 << 0
-"""Protection enable."""
-CR0_MP = 1 << 1
-"""Monitor coprocessor: WAIT obeys CR0.TS."""
-CR0_EM = 1 << 2
-"""Emulation: every x87 and SSE instruction faults."""
-CR0_TS = 1 << 3
-CR0_ET = 1 << 4
-"""Hard-wired to 1 in every processor that KVM runs on."""
-CR0_NE = 1 << 5
-"""x87 errors are exceptions, not IRQ 13."""
-CR0_WP = 1 << 16
-CR0_AM = 1 << 18
-CR0_NW = 1 << 29
-CR0_CD = 1 << 30
-CR0_PG = 1 << 31
-
-CR4_PSE = 1 << 4
-CR4_PAE = 1 << 5
-CR4_PGE = 1 << 7
-CR4_PCE = 1 << 8
-CR4_OSFXSR = 1 << 9
-"""SSE instructions are allowed. Bit 9; its neighbour 8 lets user code read performance counters."""
-CR4_OSXMMEXCPT = 1 << 10
-"""SSE floating-point errors are #XM rather than #UD."""
-CR4_LA57 = 1 << 12
-
-EFER_SCE = 1 << 0
-EFER_LME = 1 << 8
-EFER_LMA = 1 << 10
-EFER_NXE = 1 << 11
-
-RFLAGS_RESERVED = 1 << 1
-"""Always 1 (SDM volume 1, 3.4.3). With nothing else set interrupts are off."""
+from pyvmm.cpubits import (
+    CR0_ET,
+    CR0_MP,
+    CR0_NE,
+    CR0_PE,
+    CR0_PG,
+    CR4_OSFXSR,
+    CR4_OSXMMEXCPT,
+    CR4_PAE,
+    EFER_LMA,
+    EFER_LME,
+    RFLAGS_RESERVED,
+)
 
 GENERAL_REGISTERS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",

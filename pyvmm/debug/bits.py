@@ -1,7 +1,7 @@
 """The bits of the control registers and RFLAGS by name, for reading aloud.
 
-Imports nothing. The constants that code computes with are in `pyvmm.boot.x86`, and those that only debugging needs
-below; a test holds names and constants together.
+Imports nothing. The constants that code computes with are in `pyvmm.cpubits`; a test holds names and constants
+together.
 Follows the Intel SDM: RFLAGS volume 1, 3.4.3; CR0 and CR4 volume 3A, 2.5; EFER volume 4, table 2-2 (bits
 above 11: AMD APM volume 2, 3.1.7); exceptions volume 3A, table 6-1; segment types volume 3A, 3.4.5.1 and 3.5.
 """
@@ -43,15 +43,6 @@ _SYSTEM = {
     6: "16-bit interrupt gate", 7: "16-bit trap gate", 9: "TSS", 11: "TSS (busy)", 12: "call gate",
     14: "interrupt gate", 15: "trap gate",
 }  # fmt: skip
-
-
-RFLAGS_FIXED_1 = 1 << 1
-RFLAGS_IF = 1 << 9
-RFLAGS_VM = 1 << 17
-"""Virtual-8086 mode."""
-RFLAGS_FIXED_0 = 0xFFFF_FFFF_FFC0_8028
-CR4_PCIDE = 1 << 17
-CR4_SMEP = 1 << 20
 
 
 def names(value: int, table: dict[int, str], unnamed: int = 0) -> str:

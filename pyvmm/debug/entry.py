@@ -9,8 +9,19 @@ real mode ("unrestricted guest") the milder form is taken.
 from __future__ import annotations
 
 from pyvmm.boot.segments import Segment
-from pyvmm.boot.x86 import CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME
-from pyvmm.debug.bits import CR4_PCIDE, RFLAGS_FIXED_0, RFLAGS_FIXED_1, RFLAGS_VM
+from pyvmm.cpubits import (
+    CR0_CD,
+    CR0_NW,
+    CR0_PE,
+    CR0_PG,
+    CR4_PAE,
+    CR4_PCIDE,
+    EFER_LMA,
+    EFER_LME,
+    RFLAGS_MUST_BE_0,
+    RFLAGS_RESERVED,
+    RFLAGS_VM,
+)
 from pyvmm.debug.state import VcpuState
 
 CODE, READABLE_OR_WRITABLE, ACCESSED = 8, 2, 1
@@ -96,8 +107,8 @@ def _tables(state: VcpuState) -> list[str]:
 def _flow(state: VcpuState) -> list[str]:
     rip, rflags, efer = state.reg("rip"), state.reg("rflags"), state.reg("efer")
     rules = (
-        (not rflags & RFLAGS_FIXED_1, "RFLAGS bit 1 is clear"),
-        (rflags & RFLAGS_FIXED_0, f"RFLAGS has reserved bits set ({rflags & RFLAGS_FIXED_0:#x})"),
+        (not rflags & RFLAGS_RESERVED, "RFLAGS bit 1 is clear"),
+        (rflags & RFLAGS_MUST_BE_0, f"RFLAGS has reserved bits set ({rflags & RFLAGS_MUST_BE_0:#x})"),
         (rflags & RFLAGS_VM and efer & EFER_LMA, "RFLAGS.VM is set in IA-32e mode"),
         (rflags & RFLAGS_VM and not state.reg("cr0") & CR0_PE, "RFLAGS.VM is set without CR0.PE"),
         (state.code_bits != 64 and rip >> 32, "RIP is over 32 bits outside 64-bit mode"),

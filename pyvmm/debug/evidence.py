@@ -15,10 +15,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyvmm.debug.paging import Paging, Walk
     from pyvmm.debug.state import VcpuState
     from pyvmm.kvm.exits import Exit
     from pyvmm.memory import GuestMemory
+    from pyvmm.paging import Paging, Walk
 
 
 class Reason:

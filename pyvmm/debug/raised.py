@@ -7,7 +7,7 @@ descriptor tables is: most instructions raise nothing, and then this says nothin
 
 from __future__ import annotations
 
-from pyvmm.boot.x86 import CR0_PE, CR0_PG, CR4_PAE, EFER_LME
+from pyvmm.cpubits import CR0_PE, CR0_PG, CR4_PAE, EFER_LME
 from pyvmm.debug.descriptors import code_segment_problem, segment_problem
 from pyvmm.debug.evidence import Evidence
 from pyvmm.kvm.emulate import Opcode, decode

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from pyvmm.boot.x86 import CR0_PE
-from pyvmm.debug.bits import CR4_SMEP
+from pyvmm.cpubits import CR0_PE, CR4_SMEP
 from pyvmm.debug.entry import invalid_guest_state
 from pyvmm.debug.evidence import Evidence, Reason, show
 from pyvmm.debug.faults import triple_fault

@@ -5,7 +5,7 @@ Imports evidence, bits, and the exits and constants of kvm.
 
 from __future__ import annotations
 
-from pyvmm.debug.bits import RFLAGS_IF
+from pyvmm.cpubits import RFLAGS_IF
 from pyvmm.debug.evidence import Evidence, Reason
 from pyvmm.kvm.constants import KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED
 from pyvmm.kvm.exits import Mmio, Pio

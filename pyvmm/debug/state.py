@@ -8,9 +8,8 @@ Imports paging, boot and KVM's constants. A getter that fails leaves its part ou
 from __future__ import annotations
 
 from pyvmm.boot.segments import Segment
-from pyvmm.boot.x86 import CR0_PE, EFER_LMA, GENERAL_REGISTERS, SEGMENT_REGISTERS
-from pyvmm.debug.bits import RFLAGS_VM
-from pyvmm.debug.paging import Paging
+from pyvmm.boot.x86 import GENERAL_REGISTERS, SEGMENT_REGISTERS
+from pyvmm.cpubits import CR0_PE, EFER_LMA, RFLAGS_VM
 from pyvmm.kvm.constants import (
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED,
@@ -18,6 +17,7 @@ from pyvmm.kvm.constants import (
     KVM_MP_STATE_SIPI_RECEIVED,
     KVM_MP_STATE_UNINITIALIZED,
 )
+from pyvmm.paging import Paging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.boot import detect, elf, load, pvh, x86
+from pyvmm import cpubits
+from pyvmm.boot import detect, elf, load, pvh
 from pyvmm.config import VmConfig
 from pyvmm.errors import LoadError
 from tests.support import elfbuild
@@ -196,9 +197,9 @@ def test_constants_of_elf_h(tmp_path: Path) -> None:
 def test_constants_of_linux_processor_flags(tmp_path: Path) -> None:
     header = "asm/processor-flags.h"
     for ours, theirs in (("CR0_", "X86_CR0_"), ("CR4_", "X86_CR4_")):
-        names = [name for name in vars(x86) if name.startswith(ours)]
+        names = [name for name in vars(cpubits) if name.startswith(ours)]
         values = macros(tmp_path, header, [theirs + name.removeprefix(ours) for name in names])
-        assert list(values.values()) == [getattr(x86, name) for name in names]
+        assert list(values.values()) == [getattr(cpubits, name) for name in names]
 
 
 def test_constants_of_xen_headers(tmp_path: Path) -> None:

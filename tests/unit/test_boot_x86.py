@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm import cpubits
 from pyvmm.boot import segments, x86
 from pyvmm.boot.segments import Segment
 
@@ -88,23 +89,23 @@ def test_identity_page_tables(root: int) -> None:
 
 def test_control_register_bits() -> None:
     """SDM volume 3A, 2.5, and the neighbour that others have taken for it: OSFXSR is bit 9, PCE bit 8."""
-    assert (x86.CR4_OSFXSR, x86.CR4_PCE) == (0x200, 0x100)
-    assert (x86.CR0_PE, x86.CR0_ET, x86.CR0_WP, x86.CR0_PG) == (1, 0x10, 0x10000, 0x80000000)
-    assert (x86.CR4_PSE, x86.CR4_PAE, x86.CR4_PGE, x86.CR4_OSXMMEXCPT, x86.CR4_LA57) == (
+    assert (cpubits.CR4_OSFXSR, cpubits.CR4_PCE) == (0x200, 0x100)
+    assert (cpubits.CR0_PE, cpubits.CR0_ET, cpubits.CR0_WP, cpubits.CR0_PG) == (1, 0x10, 0x10000, 0x80000000)
+    assert (cpubits.CR4_PSE, cpubits.CR4_PAE, cpubits.CR4_PGE, cpubits.CR4_OSXMMEXCPT, cpubits.CR4_LA57) == (
         0x10,
         0x20,
         0x80,
         0x400,
         0x1000,
     )
-    assert (x86.EFER_SCE, x86.EFER_LME, x86.EFER_LMA, x86.EFER_NXE) == (1, 0x100, 0x400, 0x800)
+    assert (cpubits.EFER_SCE, cpubits.EFER_LME, cpubits.EFER_LMA, cpubits.EFER_NXE) == (1, 0x100, 0x400, 0x800)
 
 
 def test_long_state() -> None:
     state = x86.long_state(0x7C00, 0x500, 0x1000)
     assert state.mode == "long"
     assert state.cr0 & 0x80000001 == 0x80000001  # PG and PE
-    assert not state.cr0 & (x86.CR0_EM | x86.CR0_TS | x86.CR0_CD | x86.CR0_NW)
+    assert not state.cr0 & (cpubits.CR0_EM | cpubits.CR0_TS | cpubits.CR0_CD | cpubits.CR0_NW)
     assert state.cr4 == 0x620  # PAE, OSFXSR, OSXMMEXCPT
     assert state.efer == 0x500  # LME, LMA
     assert (state.cr3, state.rsp, state.rflags) == (0x1000, 0x7C00, 2)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.boot.x86 import (
+from pyvmm.boot.x86 import identity_page_tables
+from pyvmm.cpubits import (
     CR0_PE,
     CR0_PG,
     CR4_LA57,
@@ -17,10 +18,9 @@ from pyvmm.boot.x86 import (
     EFER_LMA,
     EFER_LME,
     EFER_NXE,
-    identity_page_tables,
 )
-from pyvmm.debug.paging import EXECUTE_DISABLE, LARGE, PRESENT, USER, WRITABLE, Paging
 from pyvmm.memory import GuestMemory
+from pyvmm.paging import EXECUTE_DISABLE, LARGE, PRESENT, USER, WRITABLE, Paging
 
 ROOT = 0x10000
 RAM = 4 << 20
@@ -142,6 +142,7 @@ def test_no_table_makes_it_raise(kind: Kind, cr3: int, gva: int, filling: bytes,
     space = Paging(PAGING_ON, cr3, kind.cr4, kind.efer | (EFER_NXE if nx else 0))
     walk = space.walk(memory, gva)
     assert (walk.gpa is None) == bool(walk.problem)
+    assert walk.fault is None or walk.gpa is None
     assert len(walk.entries) <= len(kind.splits)
     assert all(entry.describe() for entry in walk.entries)
     assert len(space.read(memory, gva, 64)) <= 64
@@ -163,7 +164,8 @@ def test_identity_map_of_the_loader() -> None:
     memory.write(ROOT, identity_page_tables(ROOT))
     space = paging(KINDS[2])
     assert space.translate(memory, 0x12345678) == 0x12345678
-    assert space.walk(memory, 1 << 32).problem == "PDPTE not present"
+    hole = space.walk(memory, 1 << 32)
+    assert (hole.problem, hole.fault) == ("PDPTE not present", 0)
     assert space.walk(memory, 0x8000_0000_0000).problem == "not canonical: bits 63 to 47 differ"
     assert [entry.level for entry in space.walk(memory, 0).entries] == ["PML4E", "PDPTE", "PDE"]
 
@@ -192,6 +194,7 @@ def test_reserved_bits_end_a_walk(kind: Kind, entry: int, level: str) -> None:
     walk = paging(kind).walk(builder.memory, 0)
     assert walk.gpa is None
     assert walk.problem.startswith(f"{level} has reserved bits set")
+    assert walk.fault == 0b1001
 
 
 def test_execute_disable_is_reserved_while_nxe_is_off() -> None:
@@ -213,6 +216,7 @@ def test_a_table_outside_ram_is_said() -> None:
     memory = GuestMemory.allocate([(0, RAM)])
     walk = Paging(PAGING_ON, 0x4000_0000, CR4_PAE, EFER_LMA).walk(memory, 0)
     assert walk.problem == "the table of PML4Es at 0x40000000 is not in RAM"
+    assert walk.fault is None
 
 
 def test_a_read_crosses_pages_and_stops_at_the_first_hole() -> None:

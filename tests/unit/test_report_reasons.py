@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pyvmm.boot import segments, x86
-from pyvmm.debug import bits
+from pyvmm import cpubits
+from pyvmm.boot import segments
 from pyvmm.debug.report import build
 from pyvmm.kvm.constants import KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED
 from pyvmm.kvm.exits import FailEntry, InternalError, Mmio, Pio, Unknown
@@ -206,14 +206,14 @@ def test_where_rip_and_rsp_are(changes: list[Callable[[FakeVcpu, GuestMemory], N
 
 def test_page_rights_at_rip() -> None:
     vcpu, memory = machine()
-    vcpu.state.efer |= x86.EFER_NXE
+    vcpu.state.efer |= cpubits.EFER_NXE
     memory.write_u64(TABLES + 0x2000, 0x83 | 1 << 63)
     assert "may not be executed (XD)" in likely(crash(vcpu, memory))
     memory.write_u64(TABLES + 0x2000, 0x83)
     vcpu.state.ss = segments.Segment(0x2B, 0, 0xFFFFFFFF, 3, dpl=3, db=1, g=1)
     assert "ring 3 fetched from a page of the kernel" in likely(crash(vcpu, memory))
     vcpu.state.ss = segments.flat_data()
-    vcpu.state.cr4 |= bits.CR4_SMEP
+    vcpu.state.cr4 |= cpubits.CR4_SMEP
     for entry, value in ((TABLES, 0x2007), (TABLES + 0x1000, 0x3007), (TABLES + 0x2000, 0x87)):
         memory.write_u64(entry, value)
     assert "CR4.SMEP forbids" in likely(crash(vcpu, memory))
@@ -322,7 +322,7 @@ def test_halted() -> None:
     vcpu.mp_state = KVM_MP_STATE_HALTED
     vcpu.state.rip = CODE + 1
     assert likely(stalled(vcpu, memory)).startswith("halted after a `hlt`, with interrupts off")
-    vcpu.state.rflags |= bits.RFLAGS_IF
+    vcpu.state.rflags |= cpubits.RFLAGS_IF
     assert likely(stalled(vcpu, memory)).startswith("halted with interrupts on")
 
 

@@ -1,6 +1,6 @@
 """The guest's own page tables, walked in guest memory the way its processor would.
 
-Imports memory and boot.x86. Follows the Intel SDM volume 3A, chapter 4: 4.3 (32-bit), 4.4 (PAE), 4.5 (4-level
+Imports errors and cpubits. Follows the Intel SDM volume 3A, chapter 4: 4.3 (32-bit), 4.4 (PAE), 4.5 (4-level
 and 5-level). A walk takes at most five steps whatever the tables hold, and tables that point nowhere or set
 reserved bits end it with a problem in words: nothing in a guest's memory raises here.
 
@@ -10,7 +10,7 @@ physical addresses are, and the PDPTE registers that a PAE processor loads when 
 
 from __future__ import annotations
 
-from pyvmm.boot.x86 import CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, EFER_NXE
+from pyvmm.cpubits import CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, EFER_NXE
 from pyvmm.errors import GuestMemoryError
 
 TYPE_CHECKING = False
@@ -26,6 +26,11 @@ USER = 1 << 2
 LARGE = 1 << 7
 """PS in entries above the last level: this entry maps a page itself."""
 EXECUTE_DISABLE = 1 << 63
+ERROR_PRESENT = 1 << 0
+ERROR_WRITE = 1 << 1
+ERROR_USER = 1 << 2
+ERROR_RESERVED = 1 << 3
+"""Bits of a page fault's error code (SDM volume 3A, 4.7)."""
 FLAGS = {0: "P", 1: "W", 2: "U", 3: "PWT", 4: "PCD", 5: "A", 6: "D", 7: "PS", 8: "G", 63: "XD"}
 
 ADDRESS = 0x000F_FFFF_FFFF_F000
@@ -80,17 +85,20 @@ class Walk:
 
     gpa        the guest-physical address, or None where the tables do not lead to one
     problem    why not, one phrase; "" with a gpa
+    fault      what the problem puts into a page fault's error code, of ERROR_PRESENT and ERROR_RESERVED; None with a
+               gpa, and where a processor would not raise #PF but fail otherwise
     entries    the entries read, from the root down
     page_size  bytes of the page that holds `gva`; 0 without paging or translation
     writable, user, executable   what all the entries together allow
     """
 
-    __slots__ = ("entries", "executable", "gpa", "gva", "page_size", "problem", "user", "writable")
+    __slots__ = ("entries", "executable", "fault", "gpa", "gva", "page_size", "problem", "user", "writable")
 
     def __init__(self, gva: int) -> None:
         self.gva = gva
         self.gpa: int | None = None
         self.problem = ""
+        self.fault: int | None = None
         self.entries: list[Entry] = []
         self.page_size = 0
         self.writable = self.user = self.executable = True
@@ -147,11 +155,13 @@ class Paging:
             walk.entries.append(Entry(level.name, index, gpa, value))
             if not value & PRESENT:
                 walk.problem = f"{level.name} not present"
+                walk.fault = 0
                 return
             leaf = level.shift == 12 or (level.large and bool(value & LARGE) and (wide or self._pse))
             reserved = value & self._reserved(level, leaf)
             if reserved:
                 walk.problem = f"{level.name} has reserved bits set ({reserved:#x})"
+                walk.fault = ERROR_PRESENT | ERROR_RESERVED
                 return
             # A PAE PDPTE has no access rights of its own (4.4.2).
             if not (self.kind == "PAE" and level.name == "PDPTE"):
