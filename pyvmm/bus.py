@@ -128,6 +128,15 @@ class Bus:
         return b"".join(self.read(port, size).to_bytes(size, "little") for _ in range(count))
 
     def write_string(self, port: int, size: int, data: bytes) -> None:
-        """String output (OUTS): `data` in pieces of `size` bytes, all to the same port (SDM volume 2B, OUTS)."""
+        """String output (OUTS): `data` in pieces of `size` bytes, all to the same port (SDM volume 2B, OUTS).
+
+        A device that has `write_many(offset, size, data)` gets them in one call.
+        """
+        found = self.find(port, size)
+        write_many = None if found is None else getattr(found[2], "write_many", None)
+        if found is not None and write_many is not None:
+            with found[2].lock:
+                write_many(port - found[0], size, data)
+            return
         for start in range(0, len(data), size):
             self.write(port, size, int.from_bytes(data[start : start + size], "little"))

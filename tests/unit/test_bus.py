@@ -93,6 +93,20 @@ def test_string_io_repeats_on_the_same_port():
     )
 
 
+def test_string_output_is_one_call_where_the_device_can():
+    class Taker(Recorder):
+        def write_many(self, offset, size, data):
+            assert self.lock.locked()
+            self.seen.append(("many", offset, size, data))
+
+    bus, device = Bus("port", 1 << 16), Taker()
+    bus.attach(0x100, 16, device)
+    bus.write_string(0x104, 2, b"abcdef")
+    bus.write_string(0x10F, 2, b"abcdef")
+    assert device.seen == [("many", 4, 2, b"abcdef")]
+    assert bus.unclaimed_writes == 3
+
+
 def test_a_guest_cannot_grow_the_cache_without_bound():
     bus = Bus("MMIO", 1 << 52)
     bus.attach(0, 1 << 30, Recorder())
