@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from pyvmm import layout
 from pyvmm.cpubits import CR0_PE, CR4_SMEP
 from pyvmm.debug.entry import invalid_guest_state
 from pyvmm.debug.evidence import Evidence, Reason, show
 from pyvmm.debug.faults import triple_fault
 from pyvmm.debug.stalls import stall
+from pyvmm.kvm.constants import KVM_MP_STATE_HALTED
 from pyvmm.kvm.emulate import refusal
 from pyvmm.kvm.exits import (
     KVM_INTERNAL_ERROR_DELIVERY_EV,
@@ -33,6 +35,8 @@ SVM_INVALID = 0xFFFF_FFFF
 def likely(evidence: Evidence, stalled: bool) -> list[Reason]:
     """Why this vCPU is where it is. `stalled` says that the run ended by a time limit or as stuck."""
     last = evidence.last_exit
+    if stalled and evidence.state.mp_state == KVM_MP_STATE_HALTED:
+        return stall(evidence)  # what lies behind the `hlt` does not matter
     if stalled:
         return [*code(evidence), *stall(evidence)]
     if isinstance(last, Shutdown):
@@ -75,7 +79,9 @@ def code(evidence: Evidence) -> list[Reason]:
     return []
 
 
-BOOT_SECTOR = 0x7C00
+BOOT_SECTOR = layout.FLAT_REAL_LOAD
+BIOS = 0xF0000
+"""The last 64 KiB below 1 MiB, with the reset vector at ffff:0000."""
 BOOT_SIGNATURE = b"\x55\xaa"
 _REX_W_OPCODES = frozenset(b"\x89\x8b\x8d\x83\x81\xc7\x01\x29\x31\x39\x85\xb8\xb9\xba\xbb\xbe\xbf\xc1\xff")
 """What most often follows a REX.W prefix in compiled 64-bit code."""
@@ -85,8 +91,11 @@ def wrong_mode(evidence: Evidence) -> list[Reason]:
     """Signs that the code was written for another processor mode than the one it runs in."""
     state = evidence.state
     rip = state.linear_rip
-    if not state.reg("cr0") & CR0_PE and rip < 0x500:
-        text = f"real-mode code is at {rip:#x}, in the interrupt vector table: probably it called a BIOS (`int n`), and"
+    if not state.reg("cr0") & CR0_PE and rip < layout.PVH_START_INFO:
+        text = f"real-mode code is at {rip:#x}, below all programs: probably it called a BIOS (`int n`), and"
+        return [Reason(text + " this machine has none")]
+    if not state.reg("cr0") & CR0_PE and rip >= BIOS and not any(evidence.code):
+        text = f"real-mode code is at {rip:#x}, where a PC has its BIOS: probably a reset or a call to it, and"
         return [Reason(text + " this machine has none")]
     sector = evidence.read(BOOT_SECTOR + 510, 2)
     if state.code_bits != 16 and BOOT_SECTOR <= rip < BOOT_SECTOR + 512 and sector == BOOT_SIGNATURE:

@@ -99,6 +99,8 @@ _NO_MWAIT = "idle with hlt; on a Linux command line: idle=halt"
 _NO_PKEYS = "leave CR4.PKE alone; on a Linux command line: nopku"
 _NO_FENCE = "use clflush or clflushopt"
 _NO_NESTED = "there is no nested virtualization on this host"
+_NO_IRET = "there are no interrupts in 32-bit protected mode on this host; 64-bit mode and real mode have them"
+_NO_CET = "build with -fcf-protection=none"
 _RING3 = "run it in ring 3, where the processor itself executes the guest"
 
 
@@ -132,6 +134,7 @@ _RULES: tuple[tuple[str, Container[int], Callable[[Opcode], bool], Refusal], ...
     ("", (0xF1,), _always, Refusal("int1", _NO_INT)),
     ("", (0x9B,), _always, Refusal("fwait", _NO_FPU)),
     ("", range(0xD8, 0xE0), _always, Refusal("x87 floating point", _NO_FPU)),
+    ("", (0xCF,), _always, Refusal("iret in protected mode", _NO_IRET)),
     ("", (0x62,), _always, Refusal("bound", _RING3)),
     ("0f", (0x00,), lambda op: op.extension in (4, 5), Refusal("verr / verw", _RING3)),
     ("0f", (0x02, 0x03), _always, Refusal("lar / lsl", _RING3)),
@@ -144,6 +147,7 @@ _RULES: tuple[tuple[str, Container[int], Callable[[Opcode], bool], Refusal], ...
     ("0f", (0x01,), _modrm(0xC2, 0xC3, 0xC4), Refusal("a VMX instruction", _NO_NESTED)),
     ("0f", (0x78, 0x79), _always, Refusal("vmread / vmwrite", _NO_NESTED)),
     ("0f", (0x34, 0x35), _always, Refusal("sysenter / sysexit", "use iret or sysret")),
+    ("0f", (0x1E,), lambda op: op.extension == 1 and not op.memory, Refusal("rdssp (shadow stacks)", _NO_CET)),
     ("0f", (0xB8,), _prefix(0xF3), Refusal("popcnt", _NO_POPCNT)),
     ("0f", (0xAE,), _memory(2, 3), Refusal("ldmxcsr / stmxcsr", _NO_FPU)),
     ("0f", (0xAE,), _clwb, Refusal("clwb", _NO_FENCE)),

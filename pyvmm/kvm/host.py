@@ -126,6 +126,7 @@ class Quirks:
         "cpuid_fixed",
         "ports_by_bitmap",
         "debug_limited",
+        "protected_mode_limited",
     )
     ring0_emulated: str
     real_mode_emulated: str
@@ -136,6 +137,7 @@ class Quirks:
     cpuid_fixed: str
     ports_by_bitmap: str
     debug_limited: str
+    protected_mode_limited: str
 
     def __init__(self, **sentences: str) -> None:
         for name in self.__slots__:
@@ -174,6 +176,10 @@ _PVM = {
     "debug_limited": (
         "In ring 0 single steps and hardware execution breakpoints work, data watchpoints and int3 do not; in ring 3 "
         "hardware breakpoints do not."
+    ),
+    "protected_mode_limited": (
+        "32-bit protected mode has neither paging (setting CR0.PG outside long mode raises #GP) nor interrupts (iret is "
+        "not emulated there): a 32-bit kernel that needs either ends early."
     ),
     "shadow_paging": "Page tables are shadowed: changing them is slow.",
 }

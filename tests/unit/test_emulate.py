@@ -17,7 +17,7 @@ REFUSED = {  # as seen in ring 0 of a 64-bit guest on Linux 6.18's kvm_pvm
     "f2 0f 38 f1 c3": "CRC32", "66 0f 38 dc c1": "AES", "66 0f 3a 22 c0 00": "SSE4", "f3 0f 7e 03": "SSE",
     "66 0f ef c0": "SSE", "f2 0f 58 c1": "SSE", "c5 f8 57 c0": "VEX", "c4 e2 78 f2 c3": "BMI",
     "62 f1 7c 48 10 03": "EVEX", "0f 34": "sysenter", "0f 02 c3": "lar", "0f 03 c3": "lsl", "0f 00 e0": "verr",
-    "0f 01 ee": "rdpkru", "0f 78 c0": "vmread", "66 0f 38 80 03": "invept",
+    "0f 01 ee": "rdpkru", "cf": "iret", "f3 48 0f 1e ce": "rdssp", "0f 78 c0": "vmread", "66 0f 38 80 03": "invept",
 }  # fmt: skip
 EMULATED = (
     "90", "f3 90", "0f a2", "0f 31", "0f 32", "0f 30", "0f 01 f8", "0f 01 3b", "0f ae 03", "0f ae 3b", "0f ae e8",

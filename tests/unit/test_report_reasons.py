@@ -229,6 +229,10 @@ def test_code_of_another_mode() -> None:
     assert "64-bit" not in likely(crash(*machine(code)))
     vcpu, memory = machine(mode="real", at=0x40)
     assert "called a BIOS" in likely(crash(vcpu, memory))
+    vcpu, memory = machine(mode="real", at=0xFFFF0, code=b"\0")
+    vcpu.state.cs = segments.real_segment(0xF000, segments.TYPE_CODE)
+    vcpu.state.rip = 0xFFF0
+    assert "where a PC has its BIOS: probably a reset" in likely(crash(vcpu, memory))
 
 
 # --- KVM gave up, the processor refused ------------------------------------------------------
@@ -321,6 +325,7 @@ def test_halted() -> None:
     vcpu, memory = machine(b"\xf4\xeb\xfd")
     vcpu.mp_state = KVM_MP_STATE_HALTED
     vcpu.state.rip = CODE + 1
+    memory.write(CODE + 1, b"\0\0")  # nothing need follow a `hlt` that is for ever
     assert likely(stalled(vcpu, memory)).startswith("halted after a `hlt`, with interrupts off")
     vcpu.state.rflags |= cpubits.RFLAGS_IF
     assert likely(stalled(vcpu, memory)).startswith("halted with interrupts on")
@@ -339,7 +344,9 @@ def test_hypercall() -> None:
 def test_polling() -> None:
     polls = tuple(Pio(0x3FD, 1, 1, False, b"\x00") for _ in range(16))
     text = likely(stalled(*machine(), polls))
-    assert text == "the guest repeats one access: IO in port 0x3fd size 1 -> 0x00"
+    assert text == "the guest polls: IO in port 0x3fd size 1 -> 0x00, again and again"
+    dots = tuple(Pio(0xE9, 1, 1, True, b".") for _ in range(16))
+    assert likely(stalled(*machine(), dots)).startswith("the guest was still making exits")
     mixed = tuple(Mmio(0xFEE00000 + at, 4, True, b"\0" * 4) for at in range(16))
     assert likely(stalled(*machine(), mixed)).startswith("the guest was still making exits")
 
