@@ -178,8 +178,8 @@ _PVM = {
         "hardware breakpoints do not."
     ),
     "protected_mode_limited": (
-        "32-bit protected mode has neither paging (setting CR0.PG outside long mode raises #GP) nor interrupts (iret is "
-        "not emulated there): a 32-bit kernel that needs either ends early."
+        "32-bit protected mode has neither paging (setting CR0.PG outside long mode raises #GP) nor interrupts (iret "
+        "is not emulated there): a 32-bit kernel that needs either ends early."
     ),
     "shadow_paging": "Page tables are shadowed: changing them is slow.",
 }
