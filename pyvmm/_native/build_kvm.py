@@ -36,6 +36,7 @@ int pyvmm_ioctl_ptr(int fd, unsigned long request, void *argument);
 int pyvmm_kick_install(void);
 int pyvmm_run(int vcpu_fd, int *runner, int signal_number);
 int pyvmm_kick(const int *runner, int signal_number);
+int pyvmm_cmpxchg(void *address, int size, uint64_t *expected, const uint64_t *desired);
 """
 
 ABI = (HERE / "kvm_abi.h").read_text()

@@ -82,3 +82,29 @@ int pyvmm_kick(const int *runner, int signal_number)
         return 0;
     return -errno;
 }
+
+#define CACHE_LINE 64
+
+int pyvmm_cmpxchg(void *address, int size, uint64_t *expected, const uint64_t *desired)
+{
+    uintptr_t at = (uintptr_t)address;
+    uint8_t equal;
+
+    /*
+     * The instructions themselves: C has no 16-byte atomic without libatomic, which may use a lock that no guest knows
+     * of, and calls an 8-byte one at an odd address undefined, which to the processor it is not.
+     */
+    if (size == 16 && at % 16 == 0)
+        __asm__ volatile("lock cmpxchg16b (%[at])"
+                         : "=@ccz"(equal), "+a"(expected[0]), "+d"(expected[1])
+                         : [at] "r"(address), "b"(desired[0]), "c"(desired[1])
+                         : "memory");
+    else if (size == 8 && at % CACHE_LINE <= CACHE_LINE - 8)
+        __asm__ volatile("lock cmpxchgq %[desired], (%[at])"
+                         : "=@ccz"(equal), "+a"(expected[0])
+                         : [at] "r"(address), [desired] "r"(desired[0])
+                         : "memory");
+    else
+        return -EINVAL;
+    return equal;
+}

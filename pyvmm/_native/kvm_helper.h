@@ -5,6 +5,8 @@
 #ifndef PYVMM_KVM_HELPER_H
 #define PYVMM_KVM_HELPER_H
 
+#include <stdint.h>
+
 /* ioctl(2) with a number, or with a pointer, as its argument; started again when a signal interrupts it. */
 int pyvmm_ioctl(int fd, unsigned long request, unsigned long value);
 int pyvmm_ioctl_ptr(int fd, unsigned long request, void *argument);
@@ -26,5 +28,12 @@ int pyvmm_run(int vcpu_fd, int *runner, int signal_number);
  * immediate_exit before: either this sees the thread that is about to enter KVM_RUN, or KVM sees the flag.
  */
 int pyvmm_kick(const int *runner, int signal_number);
+
+/*
+ * One locked instruction: compare the `size` bytes at `address` (8 or 16 of them) with `expected`, store `desired`
+ * there if they are equal, and put what was found into `expected`; the low half first. Returns whether they were equal;
+ * -EINVAL for another size, for 16 bytes that are not aligned, and for 8 bytes that cross a cache line.
+ */
+int pyvmm_cmpxchg(void *address, int size, uint64_t *expected, const uint64_t *desired);
 
 #endif

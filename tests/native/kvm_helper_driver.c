@@ -80,6 +80,77 @@ static void somebody_elses(int signal_number)
     (void)signal_number;
 }
 
+#define TURNS 200000
+
+/* Adds 1 to both halves of a pair, or to one word, TURNS times, by compare-and-exchange. */
+struct adder {
+    uint64_t *counter;
+    int size;
+};
+
+static void *adder_main(void *argument)
+{
+    struct adder *self = argument;
+    uint64_t found[2] = {0, 0}, wanted[2];
+    int equal;
+
+    for (int i = 0; i < TURNS; i++) {
+        do {
+            wanted[0] = found[0] + 1;
+            wanted[1] = found[1] + 1;
+            equal = pyvmm_cmpxchg(self->counter, self->size, found, wanted);
+            CHECK(equal == 0 || equal == 1);
+        } while (!equal);
+        found[0] = wanted[0];
+        found[1] = wanted[1];
+    }
+    return NULL;
+}
+
+static void compare_exchange(void)
+{
+    static uint64_t line[16] __attribute__((aligned(64)));
+    uint8_t *bytes = (uint8_t *)line;
+    uint64_t expected[2] = {1, 2}, desired[2] = {3, 4}, word;
+
+    line[0] = 1;
+    line[1] = 2;
+    line[2] = 99;
+    CHECK(pyvmm_cmpxchg(line, 16, expected, desired) == 1);
+    CHECK(line[0] == 3 && line[1] == 4 && line[2] == 99 && expected[0] == 1 && expected[1] == 2);
+    desired[0] = 5;
+    CHECK(pyvmm_cmpxchg(line, 16, expected, desired) == 0); /* expected 1 and 2 */
+    CHECK(line[0] == 3 && line[1] == 4 && expected[0] == 3 && expected[1] == 4);
+    expected[1] = 77;
+    CHECK(pyvmm_cmpxchg(line, 16, expected, desired) == 0); /* one half is not enough */
+    CHECK(line[0] == 3 && expected[1] == 4);
+    CHECK(pyvmm_cmpxchg(bytes + 8, 16, expected, desired) == -EINVAL);
+    CHECK(pyvmm_cmpxchg(bytes, 4, expected, desired) == -EINVAL);
+
+    expected[1] = 77; /* means nothing for 8 bytes */
+    CHECK(pyvmm_cmpxchg(line, 8, expected, desired) == 1);
+    CHECK(line[0] == 5 && line[1] == 4 && expected[1] == 77);
+    for (int at = 0; at < 64; at++) { /* within a cache line at any address */
+        memset(bytes, 0, 128);
+        expected[0] = 0;
+        desired[0] = 0x1122334455667788;
+        CHECK(pyvmm_cmpxchg(bytes + at, 8, expected, desired) == (at <= 56 ? 1 : -EINVAL));
+        memcpy(&word, bytes + at, 8);
+        CHECK(word == (at <= 56 ? desired[0] : 0));
+    }
+
+    for (int size = 8; size <= 16; size += 8) {
+        struct adder adder = {line, size};
+        pthread_t other;
+
+        memset(line, 0, sizeof(line));
+        CHECK(pthread_create(&other, NULL, adder_main, &adder) == 0);
+        adder_main(&adder);
+        CHECK(pthread_join(other, NULL) == 0);
+        CHECK(line[0] == 2 * TURNS && line[1] == (size == 16 ? 2 * TURNS : 0));
+    }
+}
+
 static void without_kvm(void)
 {
     int number, pipe_fds[2], runner = 0;
@@ -178,6 +249,7 @@ int main(int argc, char **argv)
 {
     CHECK(argc == 2);
     alarm(20);
+    compare_exchange();
     without_kvm();
     if (strcmp(argv[1], "-") != 0)
         with_kvm(argv[1]);
