@@ -185,11 +185,11 @@ _PVM = {
 }
 
 _PVM_LINUX_OPTIONS = (
-    # XSAVE, and the instructions of the features below, are what the emulator refuses; Linux uses them in ring 0 where
-    # CPUID has them, and CPUID cannot take them away here. Linux takes names from 5.19 on, and skips unknown ones.
-    "noxsave",
-    "clearcpuid=smap,smep,umip,popcnt,erms,fsrm,cx16",
-    # Each of their instructions is emulated, at every entry to the kernel.
+    # Features whose instructions the emulator refuses or is slow at. Linux uses them in ring 0 where CPUID has them, and
+    # CPUID cannot take them away here. Names are understood from Linux 5.19 on. Not `noxsave`: Linux hands that on to
+    # init as an argument, and `init=/bin/sh` would look for a script of that name.
+    "clearcpuid=xsave,smap,smep,umip,popcnt,erms,fsrm,cx16",
+    # What they add at every entry to the kernel would be emulated.
     "mitigations=off",
 )
 _PVM_WITHOUT = ("cx16", "kvm_pv_unhalt", "kvm_pv_ipi", "kvm_pv_sched_yield", "kvm_pv_tlb_flush")

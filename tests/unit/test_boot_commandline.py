@@ -14,7 +14,7 @@ from tests.support.boot import allocate, text
 from tests.support.bzimagebuild import CMDLINE_SIZE, SALT, bzimage, vmlinux
 from tests.support.elfbuild import multiboot_elf, pvh_elf, pvh_note
 
-HELPS = ("noxsave", "mitigations=off")
+HELPS = ("clearcpuid=smap", "mitigations=off")
 DEFAULT = "console=ttyS0 reboot=k panic=-1"
 
 
@@ -25,7 +25,7 @@ def test_defaults() -> None:
 
 def test_the_order_is_defaults_helps_devices_user() -> None:
     line = compose("quiet panic=5", HELPS, ["virtio_mmio.device=512@0xd0000000:5"])
-    assert line == f"{DEFAULT} noxsave mitigations=off virtio_mmio.device=512@0xd0000000:5 quiet panic=5"
+    assert line == f"{DEFAULT} clearcpuid=smap mitigations=off virtio_mmio.device=512@0xd0000000:5 quiet panic=5"
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def loaded(folder: Path, kernel: bytes, append: str = "", **settings: object) ->
 )
 def test_every_way_into_linux_gets_it(tmp_path: Path, kernel: bytes, format: str) -> None:
     told, line = loaded(tmp_path, kernel, "quiet", kernel_format=format)
-    assert line == told.command_line == f"{DEFAULT} noxsave mitigations=off quiet"
+    assert line == told.command_line == f"{DEFAULT} clearcpuid=smap mitigations=off quiet"
     assert line in told.describe()
-    assert "this host's KVM needs noxsave mitigations=off (--no-host-quirks leaves that out)" in told.describe()
+    assert "this host's KVM needs clearcpuid=smap mitigations=off (--no-host-quirks leaves that out)" in told.describe()
 
 
 def test_without_host_quirks(tmp_path: Path) -> None:

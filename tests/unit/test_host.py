@@ -93,7 +93,7 @@ def test_pvm_has_them_all_but_one(host: FakeHost) -> None:
         "kvm_pv_tlb_flush",
     }
     assert set(found.without) <= feature_bits().keys()
-    assert found.linux_options == ("noxsave", "clearcpuid=smap,smep,umip,popcnt,erms,fsrm,cx16", "mitigations=off")
+    assert found.linux_options == ("clearcpuid=xsave,smap,smep,umip,popcnt,erms,fsrm,cx16", "mitigations=off")
 
 
 @pytest.mark.parametrize(
