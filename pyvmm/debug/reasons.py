@@ -12,7 +12,7 @@ from pyvmm import layout
 from pyvmm.cpubits import CR0_PE, CR4_SMEP
 from pyvmm.debug.entry import invalid_guest_state
 from pyvmm.debug.evidence import Evidence, Reason, show
-from pyvmm.debug.faults import triple_fault
+from pyvmm.debug.faults import stack, triple_fault
 from pyvmm.debug.stalls import stall
 from pyvmm.kvm.constants import KVM_MP_STATE_HALTED
 from pyvmm.kvm.emulate import refusal
@@ -38,7 +38,10 @@ def likely(evidence: Evidence, stalled: bool) -> list[Reason]:
     if stalled and evidence.state.mp_state == KVM_MP_STATE_HALTED:
         return stall(evidence)  # what lies behind the `hlt` does not matter
     if stalled:
-        return [*code(evidence), *stall(evidence)]
+        places = code(evidence)
+        if evidence.state.reg("rsp"):  # a processor that uses no stack need not have one
+            places += stack(evidence)
+        return [*places, *stall(evidence)]
     if isinstance(last, Shutdown):
         return [*wrong_mode(evidence), *code(evidence), *triple_fault(evidence)]
     if isinstance(last, InternalError):
@@ -65,6 +68,9 @@ def code(evidence: Evidence) -> list[Reason]:
         return [Reason(text, show(walk) if walk.entries else ())]
     if rip == 0:
         return [Reason("the guest jumped to address 0: a call through a null pointer, or nothing set the target")]
+    if state.mode != "real" and rip < 4096:
+        text = f"RIP {rip:#x} is in the first page of memory: unless the program is there, it jumped to near 0"
+        return [Reason(text)]
     if not walk.executable:
         return [Reason(f"the page at RIP {rip:#x} may not be executed (XD)", show(walk))]
     if walk.entries and state.cpl == 3 and not walk.user:

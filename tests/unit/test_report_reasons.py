@@ -184,6 +184,7 @@ def unmap(entry: int, index: int) -> Callable[[FakeVcpu, GuestMemory], None]:
         ([place_rip(0x8000_0000_0000)], "not canonical"),
         ([place_rip(0x3000_0000)], "RIP 0x30000000 is outside RAM, which is 0x0 to 0x1fffff"),
         ([place_rip(0)], "jumped to address 0"),
+        ([place_rip(0x510)], "RIP 0x510 is in the first page of memory"),
         ([place_rip(0), unmap(0, 0)], "jumped to address 0, which is not mapped"),
         ([place_rip(0x180000)], "memory full of zeroes"),
         ([lambda vcpu, memory: memory.write(CODE, b"\x7fELF\2\1\1")], "header of an ELF file"),
@@ -356,6 +357,14 @@ def test_loops() -> None:
     samples = (CODE, CODE + 4, CODE + 2, CODE + 4)
     assert likely(stalled(*machine(), (), samples)).startswith("a loop: 5 samples of RIP lie between 0x100000")
     assert likely(stalled(*machine(), (), (CODE, CODE + 0x8000, 0x1000, 0x2000))).startswith("the guest computes")
+
+
+def test_a_stack_outside_ram_is_said_of_a_stalled_guest_too() -> None:
+    vcpu, memory = machine(b"\xeb\xfe")
+    vcpu.state.rsp = 0x30_0000
+    assert "RSP 0x300000 is outside RAM" in likely(stalled(vcpu, memory))
+    vcpu.state.rsp = 0  # as a started processor that uses no stack has it
+    assert "RSP" not in likely(stalled(vcpu, memory))
 
 
 def test_every_vcpu_of_a_stalled_guest_is_judged() -> None:
