@@ -32,6 +32,7 @@ class Process:
 
         self.process = subprocess.Popen(
             [sys.executable, "-c", READY + script],
+            bufsize=0,  # communicate() would not see what readline() took into a buffer
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(),
