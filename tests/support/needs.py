@@ -52,6 +52,13 @@ def _module(name: str) -> Check:
     return check
 
 
+def _file(path: str, package: str) -> Check:
+    def check() -> str:
+        return "" if os.path.exists(path) else f"the package {package} is not installed"
+
+    return check
+
+
 REQUIREMENTS: dict[str, Check] = {
     "kvm": _kvm,
     "gcc": _program("gcc"),
@@ -65,6 +72,7 @@ REQUIREMENTS: dict[str, Check] = {
     "cpio": _program("cpio"),
     "chromium": _program("chromium", "chromium-browser"),
     "capstone": _module("capstone"),
+    "invaders": _file("/boot/invaders.exec", "grub-invaders"),
     "root": lambda: "" if os.geteuid() == 0 else "this user is not root",
     "unprivileged": lambda: "" if os.geteuid() != 0 else "root may do everything",
 }
