@@ -1,6 +1,6 @@
 """Guest RAM: every access the VMM makes to it, bounds-checked.
 
-Imports errors alone. RAM is one or more regions of guest-physical address space; an access lies wholly inside one
+Imports errors and forks. RAM is one or more regions of guest-physical address space; an access lies wholly inside one
 region or raises GuestMemoryError. Slices of a memoryview clamp and wrap silently, so bounds are always judged here,
 in numbers, before one is taken.
 """
@@ -12,6 +12,7 @@ from bisect import bisect_right
 from struct import Struct
 
 from pyvmm.errors import GuestMemoryError, PyvmmError, UsageError
+from pyvmm.forks import MAP_NORESERVE, keep_from_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 _U16, _U32, _U64 = Struct("<H"), Struct("<I"), Struct("<Q")
 
-MAP_NORESERVE = 0x4000
-"""asm-generic/mman-common.h; Python's mmap module has no name for it in 3.11."""
 HUGE_PAGE = 2 << 20
 
 BACKINGS = ("anonymous", "memfd")
@@ -59,8 +58,7 @@ class Region:
             if length >= HUGE_PAGE:
                 self._map.madvise(mmap.MADV_HUGEPAGE)
             self.view = memoryview(self._map)
-        # A child that the program forks has no business with the guest's RAM, and copying its page tables costs.
-        self._map.madvise(mmap.MADV_DONTFORK)
+        keep_from_children(self._map)
 
     def close(self) -> None:
         """Unmap. A second call does nothing; BufferError while somebody still borrows the memory."""

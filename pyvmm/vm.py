@@ -11,6 +11,7 @@ Making a VM checks its configuration and touches nothing. What starting it opens
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -26,7 +27,6 @@ from pyvmm.runloop import STUCK_AFTER, Control, Outcome, VcpuLoop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Any, Protocol, Self
@@ -97,6 +97,7 @@ class VM:
         self._fd: VmFd | None = None
         self._host: Host | None = None
         self._vcpus: tuple[VcpuFd, ...] = ()
+        self._process = 0
         self._started_at = 0.0
         self._ended_at = 0.0
 
@@ -128,6 +129,7 @@ class VM:
         """Create the VM, load the kernel and let the vCPUs run (or stand, if made with `paused=True`)."""
         if self.loops:
             raise UsageError("this VM has been started already")
+        self._process = os.getpid()
         try:
             self._create()
             self._spawn()
@@ -218,7 +220,10 @@ class VM:
         Raises VcpuStuckError, and leaves the VM's descriptors and memory alone, if a vCPU does not come back.
         """
         stuck: VcpuStuckError | None = None
-        if self.loops:
+        if self.loops and os.getpid() != self._process:
+            # A child forked while the VM ran: the vCPUs' threads, the terminal and the sockets are its parent's.
+            self._host_closers.clear()
+        elif self.loops:
             self.stop()
             try:
                 self._control.wait_ended(STUCK_AFTER)
@@ -338,8 +343,6 @@ class ConsoleLink:
 
     def broken(self, errno: int) -> None:
         """Nobody reads the output any more: end the run as SIGPIPE would have ended the process."""
-        import os
-
         detail = f"the console's output is closed: {os.strerror(errno)}"
         self._control.end(Outcome("signal", STATUS_SIGPIPE, detail))
 

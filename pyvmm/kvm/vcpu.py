@@ -17,6 +17,7 @@ from errno import EAGAIN, EFAULT, EINTR
 from struct import Struct
 
 from pyvmm.errors import KvmError
+from pyvmm.forks import keep_from_children
 from pyvmm.kvm.causes import cause
 from pyvmm.kvm.constants import KVM_COALESCED_MMIO_PAGE_OFFSET
 from pyvmm.kvm.decode import ANSWERS, decode
@@ -88,8 +89,7 @@ class VcpuFd(VcpuState):
                 self._map = mmap.mmap(fd, mmap_size, mmap.MAP_SHARED)
             except OSError as error:
                 raise KvmError("mmap of a vCPU", error.errno or 0, cause("mmap", error.errno or 0)) from None
-            # A forked child has no business with the vCPU of its parent.
-            self._map.madvise(mmap.MADV_DONTFORK)
+            keep_from_children(self._map)
         except BaseException:
             self.close()
             raise

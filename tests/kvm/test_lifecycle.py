@@ -10,6 +10,7 @@ import time
 import pytest
 
 from pyvmm import VM
+from pyvmm.backends.capture import CaptureConsole
 from pyvmm.errors import LoadError, TimeLimitError, UsageError
 from tests.support import guests
 
@@ -131,6 +132,33 @@ def test_a_fork_while_a_vm_runs(image):
         vm.resume()
         vm.stop()
         assert vm.wait(LIMIT).reason == "stopped"
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "memfd"])
+def test_a_forked_child_leaves_its_parents_vm_alone(image, backing):
+    """It may stop, close and drop the VM, having been given memory where the parent has the guest's RAM."""
+    closed = []
+    console = CaptureConsole()
+    console.close = lambda: closed.append(os.getpid())
+    with VM(image(guests.SPIN), mem="64M", timeout=LIMIT, memory_backing=backing, console=console) as vm:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                taken = [bytearray(b"x" * (1 << 20)) for _ in range(100)]
+                began = time.monotonic()
+                vm.stop()
+                vm.close()
+                del vm
+                gc.collect()
+                if not closed and time.monotonic() - began < 1 and all(block == b"x" * (1 << 20) for block in taken):
+                    status = 0
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert vm.exit is None
+    assert closed == [os.getpid()]
 
 
 def test_descriptors_do_not_survive_exec(image):
