@@ -19,6 +19,8 @@ _TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 KERNEL_FORMATS = ("auto", "flat", "elf", "multiboot", "pvh", "linux", "bzimage")
 KERNEL_ENTRIES = ("auto", "bzimage", "payload")
+ON_PANIC = ("exit", "wait", "pause")
+FAIL_ON = ("oops", "warn")
 FLAT_MODES = ("real", "protected", "long")
 MAX_CPUS = 255
 """xAPIC identifiers are 8 bits and 0xff is the broadcast (Intel SDM volume 3A, 11.4.6)."""
@@ -90,6 +92,12 @@ class VmConfig:
     cpus             number of vCPUs, 1 to 255
     cpu              CPU features: "host", then ",+name" or ",-name"
     timeout          seconds after which the run is ended with status 124, or None (a string: `parse_duration`)
+    stuck            seconds without progress after which the run is ended with status 123, or None (a string:
+                     `parse_duration`)
+    stuck_at_boot    the same, only until a program in the guest has written something
+    on_panic         one of ON_PANIC: end the run with status 122, go on, or let the vCPUs stand still
+    fail_on          which of FAIL_ON in the guest's console make a run fail that ended well
+    symbols          path of a vmlinux or System.map with the guest kernel's symbols, or None: those of the kernel
     memory_backing   one of pyvmm.memory.BACKINGS
     switch_interval  seconds for sys.setswitchinterval() while VMs run, or None to leave it alone
 
@@ -100,6 +108,7 @@ class VmConfig:
         "append",
         "cpu",
         "cpus",
+        "fail_on",
         "flat_mode",
         "host_quirks",
         "initrd",
@@ -109,7 +118,11 @@ class VmConfig:
         "load_addr",
         "mem",
         "memory_backing",
+        "on_panic",
+        "stuck",
+        "stuck_at_boot",
         "switch_interval",
+        "symbols",
         "timeout",
     )
 
@@ -128,6 +141,11 @@ class VmConfig:
         cpus: int = 1,
         cpu: str = "host",
         timeout: float | str | None = None,
+        stuck: float | str | None = None,
+        stuck_at_boot: float | None = None,
+        on_panic: str = "exit",
+        fail_on: Sequence[str] = (),
+        symbols: str | os.PathLike[str] | None = None,
         memory_backing: str = "anonymous",
         switch_interval: float | None = 50e-6,
     ) -> None:
@@ -143,6 +161,11 @@ class VmConfig:
         self.cpus = cpus
         self.cpu = cpu
         self.timeout = parse_duration(timeout) if isinstance(timeout, str) else timeout
+        self.stuck = parse_duration(stuck) if isinstance(stuck, str) else stuck
+        self.stuck_at_boot = stuck_at_boot
+        self.on_panic = _one_of("choice for a panic", on_panic, ON_PANIC)
+        self.fail_on = tuple(_one_of("complaint to fail on", name, FAIL_ON) for name in fail_on)
+        self.symbols = None if symbols is None else os.fspath(symbols)
         self.memory_backing = memory_backing
         self.switch_interval = switch_interval
         self._check()
@@ -161,6 +184,9 @@ class VmConfig:
             raise UsageError(f"load address {self.load_addr}: expected 0 or more")
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError(f"time limit of {self.timeout} s: expected more than 0")
+        for name, seconds in (("stuck", self.stuck), ("stuck_at_boot", self.stuck_at_boot)):
+            if seconds is not None and seconds <= 0:
+                raise UsageError(f"{name} of {seconds} s: expected more than 0")
 
 
 def _one_of(what: str, value: str, choices: Sequence[str]) -> str:

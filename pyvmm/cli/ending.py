@@ -84,6 +84,7 @@ def summary(outcome: Outcome, vm: VM | None, duration: float) -> dict[str, Any]:
         "unclaimed": 0 if stats is None else stats.unclaimed,
         "report": report_text(outcome) or None,
         "crash": None if crash is None else crash(),
+        "complaints": [] if vm is None else [{"kind": it.kind, "lines": it.lines} for it in vm.complaints],
         "kernel": None if vm is None else vm.config.kernel,
         "pyvmm": __version__,
     }
@@ -96,6 +97,11 @@ def report_text(outcome: Outcome) -> str:
         return ""
     text = getattr(report, "text", None)
     return str(report if text is None else text())
+
+
+def complaints_text(vm: VM) -> str:
+    """What the guest's kernel said of its oopses and warnings."""
+    return "\n".join(f"| {line}" for complaint in vm.complaints for line in complaint.lines)
 
 
 def stats_text(vm: VM) -> str:

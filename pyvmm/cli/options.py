@@ -9,7 +9,17 @@ where a value has sub-options, commas separate them and a doubled comma is a com
 from __future__ import annotations
 
 from pyvmm.cli.progress import LEVELS
-from pyvmm.config import FLAT_MODES, KERNEL_ENTRIES, KERNEL_FORMATS, MAX_CPUS, parse_address, parse_duration, parse_size
+from pyvmm.config import (
+    FAIL_ON,
+    FLAT_MODES,
+    KERNEL_ENTRIES,
+    KERNEL_FORMATS,
+    MAX_CPUS,
+    ON_PANIC,
+    parse_address,
+    parse_duration,
+    parse_size,
+)
 from pyvmm.errors import UsageError
 
 TYPE_CHECKING = False
@@ -182,6 +192,15 @@ def _single(text: str) -> str:
     return value
 
 
+def _several_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    one = _one_of(choices)
+    return lambda text: [one(part) for part in split_commas(text)]
+
+
+def _stuck(text: str) -> float | None:
+    return None if text == "never" else parse_duration(text)
+
+
 def _escape(text: str) -> object:
     from pyvmm.backends.terminal import parse_escape
 
@@ -233,6 +252,26 @@ RUN = (
         metavar="TIME",
         convert=parse_duration,
     ),
+    Option(
+        "stuck",
+        "end a run without progress after this time with status 123: 30s, never (default never on a terminal, else "
+        "30s until a program in the guest writes)",
+        metavar="TIME",
+        convert=_stuck,
+    ),
+    Option(
+        "on-panic",
+        f"when the guest's kernel panics: {', '.join(ON_PANIC)} (exit: status 122; pause: stand still; default exit)",
+        metavar="WHAT",
+        convert=_one_of(ON_PANIC),
+    ),
+    Option(
+        "fail-on",
+        f"end with status 122 if the guest's kernel has complained: {', '.join(FAIL_ON)}",
+        metavar="WHAT[,WHAT]",
+        convert=_several_of(FAIL_ON),
+    ),
+    Option("symbols", "the kernel's vmlinux or System.map, for names in reports", metavar="FILE"),
     Option("report", "write how the run ended to FILE, as JSON", metavar="FILE"),
     Option("stats", "show exits, time and memory on standard error at the end", kind=FLAG),
     Option("dry-run", "load the kernel, show what is placed where, and end", kind=FLAG),

@@ -33,18 +33,24 @@ GRACE = 1.0
 """Seconds without progress after which output that nobody reads is given up, where the run has been cut short."""
 STATUS_SIGPIPE = 128 + 13
 CUT_SHORT = ("time-limit", "signal", "quit")
-TOLD = ("crash", "panic", "stuck", "time-limit", "error")
+TOLD = ("crash", "panic", "stuck", "time-limit", "error", "oops", "warn")
 """Outcomes of which the user is told at every log level."""
+STUCK_AT_BOOT = 30.0
+"""Seconds without progress after which a run is ended that nobody is there to end, if it has not come to user space."""
 SETTINGS = (
     "append",
     "cpu",
     "cpus",
+    "fail-on",
     "flat-mode",
     "initrd",
     "kernel-entry",
     "kernel-format",
     "load-addr",
     "mem",
+    "on-panic",
+    "stuck",
+    "symbols",
     "timeout",
 )
 """The options that are VmConfig's, by the same names."""
@@ -129,7 +135,7 @@ class Run:
     def _run(self) -> Outcome:
         from pyvmm.vm import VM
 
-        self.vm = vm = VM(config=self.config, console=self.console)
+        self.vm = vm = VM(config=self.config, console=self.console, say=log.warn)
         self._watch_console()
         if self.signals.received:
             return self._signalled()
@@ -227,6 +233,8 @@ class Run:
             log.info(f"ended: {outcome.detail}")
         if report and (outcome.reason != "error" or log.debugging):
             log.say(report)
+        elif outcome.reason in TOLD and vm.complaints:
+            log.say(ending.complaints_text(vm))
         if self.stats:
             log.say(ending.stats_text(vm))
 
@@ -252,6 +260,8 @@ def make_config(arguments: Arguments) -> VmConfig:
     }
     if "append" in settings:
         settings["append"] = " ".join(settings["append"])
+    if "stuck" not in settings and not any(map(os.isatty, (0, 2))):
+        settings["stuck_at_boot"] = STUCK_AT_BOOT
     if "no-host-quirks" in arguments.values:
         settings["host_quirks"] = False
     return VmConfig(kernel, **settings)

@@ -37,16 +37,23 @@ class Reason:
 class Evidence:
     """One vCPU's `state` (which is `whole`), the guest's `memory`, the vCPU's last exits and sampled RIPs.
 
-    `samples` are values of RIP taken while the guest ran, oldest first; empty where nobody took any.
+    `samples` are values of RIP taken since the last exit, oldest first; empty where nobody took any. `armed` is what
+    could wake the vCPU if it is halted (see `wakeups`), None where nobody has looked.
     """
 
     def __init__(
-        self, state: VcpuState, memory: GuestMemory, history: Sequence[Exit], samples: Sequence[int] = ()
+        self,
+        state: VcpuState,
+        memory: GuestMemory,
+        history: Sequence[Exit],
+        samples: Sequence[int] = (),
+        armed: Sequence[str] | None = None,
     ) -> None:
         self.state = state
         self.memory = memory
         self.history = tuple(history)
         self.samples = tuple(samples)
+        self.armed = armed
 
     @cached_property
     def paging(self) -> Paging:

@@ -97,11 +97,18 @@ def code_dict(code: Code) -> dict[str, Any]:
 def lines(report: CrashReport) -> Iterator[str]:
     """The whole report."""
     yield f"{TITLES.get(report.reason, report.reason)}: {report.detail}"
+    for hint in report.hints:
+        yield f"likely: {hint.text}"
+        yield from (f"  {line}" for line in hint.detail)
     for vcpu in report.vcpus:
         whose = f" (vcpu {vcpu.state.index})" if len(report.vcpus) > 1 else ""
         for reason in vcpu.reasons:
             yield f"likely{whose}: {reason.text}"
             yield from (f"  {line}" for line in reason.detail)
+    if report.console:
+        yield ""
+        yield "what the guest's kernel said:"
+        yield from (f"  | {line}" for line in report.console)
     for vcpu in report.vcpus:
         yield ""
         yield from _vcpu(vcpu)
@@ -116,7 +123,7 @@ def _vcpu(vcpu: VcpuReport) -> Iterator[str]:
     if state.mp_state in (KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED):
         return  # nothing in it was set by the guest
     if state.regs is not None:
-        yield from _registers(state)
+        yield from _registers(vcpu)
     if state.control is not None:
         yield from _system(state)
     if state.exception is not None:
@@ -126,6 +133,8 @@ def _vcpu(vcpu: VcpuReport) -> Iterator[str]:
         )
     if vcpu.stack is not None:
         yield from _stack(vcpu.stack)
+    for caller in vcpu.callers:
+        yield f"    on the stack: {caller}"
     if vcpu.code is not None:
         yield from _code(vcpu.code)
     yield "  last exits, oldest first:" if vcpu.exits else "  no exits"
@@ -133,13 +142,14 @@ def _vcpu(vcpu: VcpuReport) -> Iterator[str]:
         yield f"    {text}" + (f"  ({times} times)" if times > 1 else "")
 
 
-def _registers(state: VcpuState) -> Iterator[str]:
+def _registers(vcpu: VcpuReport) -> Iterator[str]:
+    state = vcpu.state
     assert state.regs is not None
     digits = 16 if any(value >> 32 for value in state.regs.values()) or (state.whole and state.mode == "long") else 8
     names = GENERAL_REGISTERS[: 16 if digits == 16 else 8]
     for at in range(0, len(names), 4):
         yield "  " + "  ".join(f"{name:<3} {state.regs[name]:0{digits}x}" for name in names[at : at + 4])
-    yield f"  rip {state.regs['rip']:0{digits}x}"
+    yield f"  rip {state.regs['rip']:0{digits}x}  {vcpu.place}".rstrip()
     yield f"  rflags {state.regs['rflags']:#x}  {rflags(state) or 'none set'}"
 
 

@@ -17,7 +17,7 @@ from pyvmm.kvm.exits import InternalError, Interrupted, Mmio, Pio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from pyvmm.debug.disasm import Instruction
@@ -67,18 +67,28 @@ class Code:
 
 
 class VcpuReport:
-    """One vCPU: its `state`, the last `exits` in words, and where the state is whole, `stack` and `code`."""
+    """One vCPU: its `state`, the last `exits` in words, and where the state is whole, `stack` and `code`.
 
-    __slots__ = ("code", "exits", "reasons", "stack", "state")
+    With symbols, `place` is the function that RIP is in, and `callers` are those whose addresses are on the stack.
+    """
 
-    def __init__(self, state: VcpuState, memory: GuestMemory, history: Sequence[Exit]) -> None:
+    __slots__ = ("callers", "code", "exits", "place", "reasons", "stack", "state")
+
+    def __init__(
+        self, state: VcpuState, memory: GuestMemory, history: Sequence[Exit], name: Callable[[int], str]
+    ) -> None:
         self.state = state
         self.exits = [(text, len(list(same))) for text, same in groupby(exit.describe() for exit in history)]
         self.reasons: list[Reason] = []
         self.stack: Stack | None = None
         self.code: Code | None = None
+        self.place = ""
+        self.callers: list[str] = []
         if state.whole:
             self._look(memory, history[-1] if history else None)
+            self.place = name(state.linear_rip)
+            words = self.stack.words if self.stack is not None else ()
+            self.callers = [found for found in map(name, words) if found]
 
     def _look(self, memory: GuestMemory, last: Exit | None) -> None:
         state, paging = self.state, self.state.paging
@@ -104,6 +114,8 @@ class VcpuReport:
             "index": state.index,
             "mode": state.describe_mode() if state.whole else None,
             "mp_state": render.mp_state(state),
+            "place": self.place or None,
+            "callers": list(self.callers),
             "registers": {name: hex(value) for name, value in (state.regs or {}).items()},
             "control": {
                 name: {"value": hex(value), "bits": render.control_bits(name, value).split()}
@@ -126,14 +138,25 @@ class CrashReport:
 
     reason, detail   the outcome's, see `pyvmm.runloop.Outcome`
     vcpus            one `VcpuReport` each, the one that crashed first
+    hints            what the guest's console makes likely
+    console          lines of the guest's console that tell of a panic or oops
     """
 
-    __slots__ = ("detail", "reason", "vcpus")
+    __slots__ = ("console", "detail", "hints", "reason", "vcpus")
 
-    def __init__(self, reason: str, detail: str, vcpus: Sequence[VcpuReport]) -> None:
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        vcpus: Sequence[VcpuReport],
+        hints: Sequence[Reason] = (),
+        console: Sequence[str] = (),
+    ) -> None:
         self.reason = reason
         self.detail = detail
         self.vcpus = tuple(vcpus)
+        self.hints = tuple(hints)
+        self.console = tuple(console)
 
     def text(self) -> str:
         """The report for people: how the run ended, the likely reasons, and what they rest on; no prefixes."""
@@ -144,11 +167,13 @@ class CrashReport:
         return {
             "reason": self.reason,
             "detail": self.detail,
-            "likely": [
+            "likely": [{"vcpu": None, "text": hint.text, "detail": list(hint.detail)} for hint in self.hints]
+            + [
                 {"vcpu": vcpu.state.index, "text": reason.text, "detail": list(reason.detail)}
                 for vcpu in self.vcpus
                 for reason in vcpu.reasons
             ],
+            "console": list(self.console),
             "vcpus": [vcpu.as_dict() for vcpu in self.vcpus],
         }
 
@@ -160,23 +185,30 @@ def build(
     memory: GuestMemory,
     histories: Sequence[Sequence[Exit]],
     samples: Sequence[Sequence[int]] = (),
+    armed: Sequence[Sequence[str] | None] = (),
+    hints: Sequence[Reason] = (),
+    console: Sequence[str] = (),
+    name: Callable[[int], str] = lambda address: "",
 ) -> CrashReport:
     """Look at a VM all of whose vCPUs stand still.
 
     `reason` and `detail` are the outcome's. `histories` are each vCPU's last exits, oldest first, and `samples`
-    values of each vCPU's RIP seen while it ran, if anybody took some; both in the order of `vcpus`.
+    values of each vCPU's RIP seen since its last exit, if anybody took some; `armed` is what could wake it (see
+    `Evidence`); all in the order of `vcpus`. `hints` and `console` are the report's; `name` gives the function at a
+    linear address, or "".
     """
     crashed = reason == "crash"
     guilty: list[VcpuReport] = []
     others: list[VcpuReport] = []
     for at, vcpu in enumerate(vcpus):
         history = histories[at] if at < len(histories) else ()
-        report = VcpuReport(capture(vcpu), memory, history)
+        report = VcpuReport(capture(vcpu), memory, history, name)
         # A vCPU whose last exit was served did not end the run; it was only stopped with the one that did.
         concerned = not crashed or (bool(history) and not isinstance(history[-1], Pio | Mmio | Interrupted))
         if concerned and report.state.whole:
             seen = samples[at] if at < len(samples) else ()
-            evidence = Evidence(report.state, memory, history, seen)
+            wakers = armed[at] if at < len(armed) else None
+            evidence = Evidence(report.state, memory, history, seen, wakers)
             report.reasons = reasons.likely(evidence, stalled=not crashed)
         (guilty if concerned else others).append(report)
-    return CrashReport(reason, detail, guilty + others)
+    return CrashReport(reason, detail, guilty + others, hints, console)

@@ -1,24 +1,21 @@
 """What a guest that does not end is probably doing.
 
-Imports evidence, bits, and the exits and constants of kvm.
+Imports evidence, watch, and the exits and constants of kvm.
 """
 
 from __future__ import annotations
 
 from pyvmm.cpubits import RFLAGS_IF
 from pyvmm.debug.evidence import Evidence, Reason
+from pyvmm.debug.watch import HYPERCALLS, LOOP_SPAN, SAMPLES_LEAST, loop_start
 from pyvmm.kvm.constants import KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED
 from pyvmm.kvm.exits import Mmio, Pio
 
-HYPERCALLS = (b"\x0f\x01\xc1", b"\x0f\x01\xd9")
-"""vmcall and vmmcall."""
 TO_ITSELF = (b"\xeb\xfe", b"\xe9\xfb\xff\xff\xff", b"\xf3\x90\xeb\xfc")
 """A jump to itself, short and near, and one over `pause`."""
 HLT = 0xF4
 POLLS = 8
 """So many equal exits in a row are polling."""
-LOOP_SPAN = 256
-"""Sampled RIPs within so many bytes are one loop."""
 
 
 def stall(evidence: Evidence) -> list[Reason]:
@@ -27,7 +24,7 @@ def stall(evidence: Evidence) -> list[Reason]:
         reason = look(evidence)
         if reason is not None:
             return [reason]
-    if not evidence.history:
+    if evidence.samples or not evidence.history:
         return [Reason("the guest computes without any exit: no port, no device register")]
     return [Reason("the guest was still making exits: perhaps it only needs more time")]
 
@@ -43,6 +40,10 @@ def _halted(evidence: Evidence) -> Reason | None:
     before = evidence.read(max(state.linear_rip - 1, 0), 1)
     if state.mp_state != KVM_MP_STATE_HALTED:
         return None
+    if state.reg("rflags") & RFLAGS_IF and evidence.armed:
+        return Reason(f"idle: halted with interrupts on, waiting for {', '.join(evidence.armed)}")
+    if state.reg("rflags") & RFLAGS_IF and evidence.armed is not None:
+        return Reason("halted with interrupts on, but nothing is armed that could wake it: no timer, no input")
     if state.reg("rflags") & RFLAGS_IF:
         return Reason("halted with interrupts on, waiting for an interrupt that did not come: idle, or lost")
     hlt = "after a `hlt`, " if before and before[0] == HLT else ""
@@ -57,7 +58,7 @@ def _hypercall(evidence: Evidence) -> Reason | None:
 
 def _polling(evidence: Evidence) -> Reason | None:
     last = evidence.history[-POLLS:]
-    if len(last) < POLLS or len({exit.describe() for exit in last}) != 1:
+    if evidence.samples or len(last) < POLLS or len({exit.describe() for exit in last}) != 1:
         return None
     exit = last[0]
     if isinstance(exit, Pio | Mmio) and not exit.is_write:  # the same byte written again may well be output
@@ -70,8 +71,9 @@ def _loop(evidence: Evidence) -> Reason | None:
     off = "" if state.reg("rflags") & RFLAGS_IF else ", with interrupts off"
     if evidence.code.startswith(TO_ITSELF):
         return Reason(f"an endless loop at {state.linear_rip:#x}{evidence.instruction()}{off}: it jumps to itself")
-    rips = (*evidence.samples, state.reg("rip"))
-    low, high = min(rips), max(rips)
-    if len(rips) >= 4 and high - low < LOOP_SPAN:
-        return Reason(f"a loop: {len(rips)} samples of RIP lie between {low:#x} and {high:#x}{off}")
+    rips = (*evidence.samples, state.linear_rip)
+    low = loop_start(rips)
+    loop = [rip for rip in rips if low <= rip < low + LOOP_SPAN]
+    if len(rips) >= SAMPLES_LEAST and 4 * len(loop) >= 3 * len(rips):
+        return Reason(f"a loop: {len(loop)} samples of RIP lie between {low:#x} and {max(loop):#x}{off}")
     return None

@@ -114,6 +114,11 @@ class AcpiPm:
             self._status |= PWRBTN_STS
             self._update()
 
+    @property
+    def listening(self) -> bool:
+        """Whether the guest would be interrupted by its power button."""
+        return bool(self._enable & PWRBTN_EN)
+
     def register_at(self, offset: int, is_write: bool) -> Register | None:
         """The register that an access at `offset` begins in, or None."""
         return next((it for it in REGISTERS if it.offset <= offset < it.offset + it.width), None)

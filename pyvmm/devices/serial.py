@@ -137,6 +137,11 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         """How many bytes `receive` would accept now. From any thread, without the lock."""
         return BACKLOG_LIMIT - len(self._backlog)
 
+    @property
+    def listening(self) -> bool:
+        """Whether the guest would be interrupted by input. From any thread, without the lock."""
+        return self._connected and bool(self._ier & uart.IER_ERBFI)
+
     def _take_in(self) -> None:
         if len(self._backlog) == BACKLOG_LIMIT:
             self._congested = True

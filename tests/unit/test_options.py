@@ -129,6 +129,9 @@ def occurrences(draw: st.DrawFn) -> tuple[list[str], str, object]:
             "escape": st.sampled_from(["^A", "^]", "none", "x"]),
             "timeout": st.integers(1, 10**6).map(lambda ms: f"{ms}ms"),
             "log": st.sampled_from(["errors", "debug"]),
+            "stuck": st.sampled_from(["never", "30s", "1.5"]),
+            "on-panic": st.sampled_from(["exit", "wait", "pause"]),
+            "fail-on": st.sampled_from(["oops", "warn", "oops,warn"]),
         }.get(option.name, PLAIN)
     )
     spellings = [[long, value], [f"{long}={value}"]]

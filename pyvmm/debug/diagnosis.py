@@ -1,0 +1,330 @@
+"""One VM's diagnosis: reading along on its console, watching its progress, naming what it sees, and judging the end.
+
+Imports consolewatch and watch; the rest of debug, which costs time to load, only when there is something to look into.
+`vm` feeds it and asks it; see docs/diagnosis.md for the rules as a user meets them.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from pyvmm import layout
+from pyvmm.debug.consolewatch import OOPS, PANIC, WARN, ConsoleWatch
+from pyvmm.debug.watch import OFF, Sample, Watch, verdict
+from pyvmm.errors import STATUS_PANIC, STATUS_STUCK, KvmError, VcpuStuckError
+from pyvmm.kvm.exits import Interrupted
+from pyvmm.runloop import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    from pyvmm.boot import LoadedKernel
+    from pyvmm.config import VmConfig
+    from pyvmm.debug.evidence import Reason
+    from pyvmm.debug.report import CrashReport
+    from pyvmm.debug.state import VcpuState
+    from pyvmm.debug.symbols import Source
+    from pyvmm.kvm.vcpu import VcpuFd
+    from pyvmm.kvm.vm import VmFd
+    from pyvmm.machine import Machine
+    from pyvmm.memory import GuestMemory
+    from pyvmm.runloop import Control, VcpuLoop
+
+    T = TypeVar("T")
+
+CONSOLE_WORD = "console=ttyS0"
+LINUX = ("linux", "bzimage", "pvh")
+"""Formats of kernels whose command line Linux reads."""
+WITH_SYMBOLS = ("linux", "pvh", "elf", "multiboot")
+"""Formats that may be ELF files with symbols of their own."""
+FAILING = {"oops": OOPS, "warn": WARN}
+"""What --fail-on takes, and which complaint it means."""
+ENDED_WELL = ("power-off", "reboot", "debug-exit", "quit", "stopped")
+"""How a run may have ended for --fail-on to make a failure of it; the other ways are one already."""
+VCPUS_TOLD = 4
+REPORT_LINES = 64
+
+
+class Diagnosis:
+    """What is known about how one VM fares. `say(text)` tells the user; it may block, and is called from any thread."""
+
+    def __init__(self, config: VmConfig, say: Callable[[str], None] | None) -> None:
+        self.console = ConsoleWatch()
+        self._config = config
+        self._say = say or (lambda text: None)
+        self._panicked = ""
+        self._source: Source | None = None
+        self._loaded: LoadedKernel | None = None
+        self._watch: Watch | None = None
+
+    def open(self) -> None:
+        """See that what the user named is there. Raises LoadError."""
+        if self._config.symbols is not None and self._source is None:
+            from pyvmm.debug.symbols import Source
+
+            self._source = Source(self._config.symbols, required=True)
+
+    def begin(
+        self,
+        loaded: LoadedKernel,
+        control: Control,
+        loops: Sequence[VcpuLoop],
+        vcpus: Sequence[VcpuFd],
+        fd: VmFd,
+        machine: Machine,
+        memory: GuestMemory,
+    ) -> None:
+        """Watch a VM whose vCPUs are about to run. `stop()` ends it, before the VM is closed."""
+        self._loaded = loaded
+        self._control = control
+        self._loops = loops
+        self._vcpus = vcpus
+        self._fd = fd
+        self._machine = machine
+        self._memory = memory
+        self._watch = Watch(
+            self.console,
+            look=self._look,
+            progress=self._progress,
+            standing=lambda: control.attention,
+            limit=self._limit,
+            on_stuck=self._stuck,
+            on_moving=lambda: self._say("the guest makes progress again"),
+            on_panic=self._text_panic,
+            on_waiting=self._waiting,
+            on_silent=self._silent,
+        )
+        self._watch.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        if self._watch is not None:
+            self._watch.stop()
+
+    # --- Panics --------------------------------------------------------------------------------------------------
+
+    def guest_ends(self, outcome: Outcome) -> None:
+        """A device says that the guest ends the run so. Called under the device's lock, on a vCPU's thread."""
+        if outcome.reason == PANIC:
+            self._panic(outcome.detail)
+        else:
+            self._control.end(outcome)
+
+    def _panic(self, detail: str) -> None:
+        self._panicked = self._panicked or detail
+        if self._config.on_panic == "exit":
+            self._control.end(Outcome("panic", STATUS_PANIC, detail))
+            return
+        text = "; it goes on (--on-panic wait)"
+        if self._config.on_panic == "pause":
+            self._control.pause_soon()
+            text = "; its vCPUs stand still (--on-panic pause)"
+        # A handler may not wait for whoever reads standard error.
+        threading.Thread(target=self._say, args=(detail + text,), daemon=True).start()
+
+    def _text_panic(self) -> None:
+        self._panic(f"the guest's kernel has panicked and stands still: {self._panic_text()}")
+
+    def _panic_text(self) -> str:
+        panics = [complaint.text for complaint in self.console.complaints if complaint.kind == PANIC]
+        return panics[-1] if panics else ""
+
+    # --- At the end ----------------------------------------------------------------------------------------------
+
+    def judge(self, outcome: Outcome) -> Outcome:
+        """How the run ended in the light of what the guest said. Every vCPU stands still."""
+        self.console.scan(end=True)
+        counts = self.console.counts
+        if outcome.reason in ("reboot", "crash") and (self._panicked or self.console.panic is not None):
+            said = self._panic_text() or self._panicked
+            return Outcome("panic", STATUS_PANIC, f"the guest's kernel panicked: {said}; then {outcome.detail}")
+        if outcome.reason == "panic" and self._panic_text() and self._panic_text() not in outcome.detail:
+            outcome.detail += f": {self._panic_text()}"
+        if outcome.reason in ENDED_WELL:
+            for name in self._config.fail_on:
+                if counts.get(FAILING[name]):
+                    first = next(found.text for found in self.console.complaints if found.kind == FAILING[name])
+                    detail = f"the guest's kernel complained (--fail-on {name}): {first}; then {outcome.detail}"
+                    return Outcome(name, STATUS_PANIC, detail)
+        return outcome
+
+    def hints(self) -> list[Reason]:
+        """What the console makes likely, in words."""
+        from pyvmm.debug.evidence import Reason
+
+        found = [Reason(hint.advice, [f"the kernel said: {line}"]) for hint, line in self.console.hints]
+        console = self._about_console()
+        return [*found, *([Reason(console)] if console else [])]
+
+    def lines(self) -> list[str]:
+        """What the kernel said about its panic, oopses and warnings: REPORT_LINES at most, a panic's first."""
+        complaints = sorted(self.console.complaints, key=lambda complaint: complaint.kind != PANIC)
+        return [line for complaint in complaints for line in complaint.lines][:REPORT_LINES]
+
+    def report(self, outcome: Outcome) -> CrashReport:
+        """The crash report. Every vCPU stands still."""
+        from pyvmm.debug.report import build
+
+        return build(
+            outcome.reason,
+            outcome.detail,
+            self._vcpus,
+            self._memory,
+            [list(loop.history) for loop in self._loops],
+            self._watch.samples if self._watch is not None else (),
+            [self._armed(vcpu) for vcpu in self._vcpus] if outcome.reason != "crash" else (),
+            self.hints(),
+            self.lines(),
+            self.name,
+        )
+
+    def name(self, address: int) -> str:
+        """The function at a linear address, as `panic+0x1a0/0x2f0`; "" where that is not known."""
+        if self._source is None:
+            from pyvmm.debug.symbols import Source
+
+            assert self._loaded is not None
+            path = self._loaded.path if self._loaded.format in WITH_SYMBOLS else ""
+            self._source = Source(path, required=False)
+        symbols = self._source.get()
+        if symbols is None:
+            return ""
+        symbols.slide = self.console.kernel_offset
+        return symbols.describe(address)
+
+    # --- What the watch asks -------------------------------------------------------------------------------------
+
+    def _progress(self) -> int:
+        # A kick is no progress, and the looks are what kicks.
+        return sum(
+            count for loop in self._loops for kind, count in list(loop.counts.items()) if kind is not Interrupted
+        )
+
+    def _limit(self) -> float | None:
+        if self._config.stuck is not None:
+            return self._config.stuck
+        return None if self.console.user_space else self._config.stuck_at_boot
+
+    def _look(self) -> list[Sample] | None:
+        found = self._hold(lambda: [self._sample(state, vcpu) for state, vcpu in self._states()])
+        return found if found and None not in found else None  # type: ignore[return-value]
+
+    def _hold(self, look: Callable[[], T]) -> T | None:
+        """`look()` with every vCPU standing still; None where that cannot be had any more."""
+        try:
+            self._control.hold_still()
+        except VcpuStuckError:
+            return None
+        try:
+            return look() if self._control.outcome is None else None
+        except KvmError:
+            return None
+        finally:
+            self._control.release()
+
+    def _states(self) -> list[tuple[VcpuState, VcpuFd]]:
+        from pyvmm.debug.state import capture
+
+        return [(capture(vcpu), vcpu) for vcpu in self._vcpus]
+
+    def _sample(self, state: VcpuState, vcpu: VcpuFd) -> Sample | None:
+        from pyvmm.cpubits import RFLAGS_IF
+        from pyvmm.kvm.constants import KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED
+
+        if not state.whole or state.regs is None:
+            return None
+        halted = state.mp_state == KVM_MP_STATE_HALTED
+        interrupts = bool(state.reg("rflags") & RFLAGS_IF)
+        return Sample(
+            state.linear_rip,
+            tuple(value for name, value in state.regs.items() if name not in ("rip", "rflags")),
+            off=state.mp_state in (KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED),
+            halted=halted,
+            interrupts=interrupts,
+            ring=state.cpl,
+            code=state.code(self._memory, 3),
+            armed=(self._armed(vcpu) or ()) if halted and interrupts else (),
+        )
+
+    def _armed(self, vcpu: VcpuFd) -> tuple[str, ...] | None:
+        from pyvmm.debug.wakeups import armed
+
+        lines = {layout.SERIAL_IRQ: self._machine.serial.listening, layout.SCI_IRQ: self._machine.pm.listening}
+        try:
+            return armed(vcpu, self._fd, lines)
+        except KvmError:
+            return ("what cannot be told",)
+
+    # --- What the watch tells ------------------------------------------------------------------------------------
+
+    def _stuck(self, seconds: float, samples: list[list[Sample]], final: bool) -> None:
+        told = self._explain(samples)
+        if final:
+            detail = f"the guest has made no progress for {seconds:.0f} s" + (f": {told[0]}" if told else "")
+            self._control.end(Outcome("stuck", STATUS_STUCK, detail))
+            return
+        lines = [f"the guest has made no progress for {seconds:.0f} s (no exit); it is left running", *told]
+        for hint in self.hints():
+            lines += [f"likely: {hint.text}", *(f"  {line}" for line in hint.detail)]
+        self._say("\n".join(lines))
+
+    def _explain(self, samples: list[list[Sample]]) -> list[str]:
+        """Where each vCPU is and why, a line each."""
+        from pyvmm.debug.evidence import Evidence
+        from pyvmm.debug.stalls import stall
+
+        def lines() -> list[str]:
+            found = []
+            for (state, vcpu), seen in zip(self._states(), samples, strict=True):
+                if not state.whole or verdict(seen) == OFF:
+                    continue
+                rips = [sample.rip for sample in seen]
+                evidence = Evidence(state, self._memory, (), rips, self._armed(vcpu))
+                place = self.name(state.linear_rip)
+                where = f"{state.linear_rip:#x}" + (f" ({place})" if place else "")
+                found.append(f"vCPU {state.index} is at {where}, likely: {stall(evidence)[0].text}")
+            return found
+
+        found = self._hold(lines) or []
+        if len(found) > VCPUS_TOLD:
+            found[VCPUS_TOLD:] = [f"... and {len(found) - VCPUS_TOLD} more"]
+        return found
+
+    def _waiting(self, seconds: float, final: bool) -> None:
+        if self.console.waiting is None:
+            return
+        hint, line = self.console.waiting
+        if final:
+            detail = f"the guest has waited for {seconds:.0f} s: {line}; likely {hint.advice}"
+            self._control.end(Outcome("stuck", STATUS_STUCK, detail))
+        else:
+            self._say(f"the guest has waited for {seconds:.0f} s, and last said: {line}\nlikely: {hint.advice}")
+
+    def _silent(self) -> None:
+        if self._loaded is not None and not _names_console(self._loaded.command_line or ""):
+            text = self._about_console()
+            if text:
+                self._say(text)
+
+    def _about_console(self) -> str:
+        """Why nothing may have been printed; "" where something has, or no Linux kernel is expected to."""
+        loaded = self._loaded
+        if self.console.size or loaded is None or loaded.format not in LINUX or loaded.command_line is None:
+            return ""
+        if not _names_console(loaded.command_line):
+            return (
+                f"nothing was printed, and the kernel's command line has no {CONSOLE_WORD}: what it says goes to "
+                f"another console; add --append {CONSOLE_WORD}"
+            )
+        return (
+            "nothing was printed: the kernel stopped before its console was up, or has no driver for a serial console "
+            "(CONFIG_SERIAL_8250_CONSOLE); --append earlyprintk=ttyS0 shows what it says before"
+        )
+
+
+def _names_console(command_line: str) -> bool:
+    """Whether Linux would print to the serial port."""
+    words = command_line.split()
+    return any(word.partition(",")[0] in (CONSOLE_WORD, "earlyprintk=ttyS0", "earlyprintk=serial") for word in words)
