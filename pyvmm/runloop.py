@@ -130,8 +130,23 @@ class Control:
             # No kick: a vCPU that is inside the guest meets this when it next has something to say.
             self.attention = True
 
+    def hold_still(self, timeout: float = STUCK_AFTER) -> None:
+        """`hold`, for a look at a running guest: return when every vCPU stands still with its state whole.
+
+        Or when the run has ended, which ends every hold. Independent of `pause` and `resume`; `release` undoes it.
+        Raises VcpuStuckError, with nothing to undo, when a vCPU does not come back within `timeout` seconds.
+        """
+        with self.condition:
+            self._holds += 1
+            self._request()
+            try:
+                self._await(lambda: self.outcome is not None or self.parked >= self.live, timeout)
+            except VcpuStuckError:
+                self.release()
+                raise
+
     def release(self) -> None:
-        """The back-end can take output again."""
+        """The back-end can take output again, the look is over: one hold less."""
         with self.condition:
             self._holds -= 1
             self._settle()
@@ -145,6 +160,12 @@ class Control:
             self.pausing = True
             self._request()
             self._await(lambda: self.parked >= self.live, timeout)
+
+    def pause_soon(self) -> None:
+        """`pause` without the wait: any thread may ask for it, a device's handler on a vCPU's own too."""
+        with self.condition:
+            self.pausing = True
+            self._request()
 
     def resume(self) -> None:
         """Let paused vCPUs run."""

@@ -20,6 +20,7 @@ from pyvmm import layout
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.boot import LoadedKernel, Surroundings, load
 from pyvmm.config import VmConfig
+from pyvmm.debug.diagnosis import Diagnosis
 from pyvmm.errors import STATUS_TIME_LIMIT, PyvmmError, TimeLimitError, UsageError, VcpuStuckError
 from pyvmm.machine import Machine
 from pyvmm.memory import GuestMemory
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Protocol, Self
 
+    from pyvmm.debug.consolewatch import Complaint
+    from pyvmm.debug.evidence import Reason
     from pyvmm.debug.report import CrashReport
     from pyvmm.kvm.host import Host
     from pyvmm.kvm.vcpu import VcpuFd
@@ -61,7 +64,8 @@ class VM:
 
     `kernel` and the keyword settings are those of `VmConfig` (or give `config`, ready made). `console` is a back-end
     of `pyvmm.backends`; by default output is kept in memory: `vm.console.output`. With `paused=True` the VM starts
-    with its vCPUs standing still, so that own devices can be attached to `vm.machine` before `resume()`.
+    with its vCPUs standing still, so that own devices can be attached to `vm.machine` before `resume()`. `say(text)`
+    is told what a user should know while the VM runs, as that the guest seems stuck; from any thread.
 
     `with VM(...)` raises what `start()` raises: KvmUnavailableError, LoadError, UsageError, KvmError, PyvmmError.
     """
@@ -74,6 +78,7 @@ class VM:
         console: Console | None = None,
         observers: Sequence[Observer] = (),
         paused: bool = False,
+        say: Callable[[str], None] | None = None,
         **settings: Any,
     ) -> None:
         if config is None:
@@ -89,6 +94,7 @@ class VM:
         self._observers = tuple(observers)
         self._paused = paused
         self._control = Control()
+        self._diagnosis = Diagnosis(config, say)
         # What to undo at close, last first: the VM's descriptors and memory, and around them the host's side.
         self._guest_closers: list[Callable[[], None]] = []
         self._host_closers: list[Callable[[], None]] = []
@@ -115,6 +121,7 @@ class VM:
     def load(self) -> LoadedKernel:
         """Allocate RAM and load the kernel into it; needs no KVM. Raises LoadError, UsageError, PyvmmError."""
         if self.loaded is None:
+            self._diagnosis.open()
             ram = layout.ram_ranges(self.config.mem)
             self._memory = memory = GuestMemory.allocate(ram, self.config.memory_backing)
             self._guest_closers.append(memory.close)
@@ -147,7 +154,7 @@ class VM:
         self._fd = fd = create_vm(kvm, self.memory.regions)
         self._guest_closers.append(fd.close)
         ram = layout.ram_ranges(self.config.mem)
-        self._machine = Machine(ram, fd.irq_line, self._output, self._control.end)
+        self._machine = Machine(ram, fd.irq_line, self._output, self._diagnosis.guest_ends)
         self.machine.serial.on_input_drained = self.console.input_ready
         self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, self.host.without, loaded.state)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
@@ -166,6 +173,7 @@ class VM:
             switch_interval.lower(self.config.switch_interval)
             self._host_closers.append(switch_interval.restore)
         self._control.steer(self._vcpus)
+        self._diagnose()
         self._announce("paused" if self._paused else "running")
         for index, loop in enumerate(self.loops):
             # A daemon: a vCPU that KVM never gives back must not keep the process from ending.
@@ -272,6 +280,16 @@ class VM:
         return self._vcpus
 
     @property
+    def complaints(self) -> tuple[Complaint, ...]:
+        """Panics, oopses and warnings that the guest's kernel has written to its console, as far as looked at."""
+        return tuple(self._diagnosis.console.complaints)
+
+    @property
+    def hints(self) -> tuple[Reason, ...]:
+        """What the guest's last words make likely; for a run that ended badly."""
+        return tuple(self._diagnosis.hints())
+
+    @property
     def stats(self) -> Stats:
         """Counters of the run so far."""
         return Stats(self)
@@ -279,7 +297,13 @@ class VM:
     # --- Inside ------------------------------------------------------------------------------------------------
 
     def _output(self, data: bytes) -> None:
+        self._diagnosis.console.feed(data)
         self.console.write(data)
+
+    def _diagnose(self) -> None:
+        assert self.loaded is not None and self._fd is not None
+        self._host_closers.append(self._diagnosis.stop)
+        self._diagnosis.begin(self.loaded, self._control, self.loops, self._vcpus, self._fd, self.machine, self.memory)
 
     def _time_limit(self) -> None:
         detail = f"the time limit of {self.config.timeout:g} s was reached"
@@ -288,22 +312,14 @@ class VM:
     def _ended(self) -> None:
         """On the last vCPU's thread: every vCPU stands still, nothing has been closed."""
         self._ended_at = time.monotonic()
-        outcome = self._control.outcome
-        assert outcome is not None
+        assert self._control.outcome is not None
+        self._control.outcome = outcome = self._diagnosis.judge(self._control.outcome)
         if outcome.reason in REPORTED and outcome.report is None:
             outcome.report = self._report(outcome)
         self._announce("ended")
 
     def _report(self, outcome: Outcome) -> CrashReport:
-        from pyvmm.debug.report import build
-
-        return build(
-            outcome.reason,
-            outcome.detail,
-            self._vcpus,
-            self.memory,
-            [list(loop.history) for loop in self.loops],
-        )
+        return self._diagnosis.report(outcome)
 
     def _announce(self, state: str) -> None:
         for observer in self._observers:
