@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class BusDevice(Protocol):
-        """What the bus asks of a device. `lock` is held around every call; neither call may block or raise."""
+        """What the bus asks of a device. `lock` is held around every call; neither call may block or raise.
+
+        Sizes are 1, 2, 4 or 8, and any other below 8 where KVM hands out a page-crossing access in two parts.
+        """
 
         @property
         def name(self) -> str: ...
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
         def lock(self) -> Lock: ...
 
         def read(self, offset: int, size: int) -> int:
-            """The value (below 256**size) of `size` bytes, 1, 2, 4 or 8, at `offset` from the range's base."""
+            """The value (below 256**size) of `size` bytes at `offset` from the range's base."""
 
         def write(self, offset: int, size: int, value: int) -> None:
             """Store `value`, `size` bytes wide, at `offset` from the range's base."""
@@ -104,7 +107,7 @@ class Bus:
         return found if address + size <= found[1] else None
 
     def read(self, address: int, size: int) -> int:
-        """What a guest reads: `size` bytes (1, 2, 4 or 8) at `address`, all ones where nobody answers."""
+        """What a guest reads: `size` bytes (1 to 8) at `address`, all ones where nobody answers."""
         found = self.find(address, size)
         if found is None:
             self.unclaimed_reads += 1
@@ -114,7 +117,7 @@ class Bus:
             return device.read(address - found[0], size)
 
     def write(self, address: int, size: int, value: int) -> None:
-        """What a guest writes: `size` bytes (1, 2, 4 or 8) at `address`."""
+        """What a guest writes: `size` bytes (1 to 8) at `address`."""
         found = self.find(address, size)
         if found is None:
             self.unclaimed_writes += 1

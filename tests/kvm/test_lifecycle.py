@@ -263,6 +263,17 @@ def test_a_pause_inside_a_page_crossing_store_completes_it(image):
     assert len(halves.log) >= 30
 
 
+def test_a_device_meets_the_odd_parts_of_a_page_crossing_access(image):
+    """Three bytes and one: a device may not take sizes for powers of two."""
+    halves = Halves()
+    store = bytes.fromhex("b844332211 a3fd0f00d0 b005 e6f4")  # mov $0x11223344, %eax; mov %eax, 0xd0000ffd; ...
+    with VM(image(store), mem="2M", flat_mode="protected", timeout=LIMIT, paused=True) as vm:
+        vm.machine.mmio.attach(0xD0000000, 0x2000, halves)
+        vm.resume()
+        assert vm.wait(LIMIT).status == 11
+    assert halves.log == [(0xFFD, 3, 0x223344), (0x1000, 1, 0x11)]
+
+
 def test_a_vm_is_used_once(image):
     vm = VM(image(guests.EXIT_5), mem="1M", timeout=LIMIT)
     with pytest.raises(UsageError, match="has not been started"):

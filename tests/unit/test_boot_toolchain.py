@@ -15,6 +15,7 @@ from pyvmm.config import VmConfig
 from pyvmm.errors import LoadError
 from tests.support import elfbuild
 from tests.support.boot import MIB, allocate, text, untouched
+from tests.support.headers import macros
 
 pytestmark = pytest.mark.needs("gcc")
 
@@ -168,18 +169,6 @@ def test_the_interpreter_is_no_kernel() -> None:
 
 
 # --- Numbers, against the headers of this machine --------------------------------------------------------
-
-
-def macros(tmp_path: Path, header: str, names: list[str]) -> dict[str, int]:
-    """The values that `header` gives to `names`, by way of the compiler."""
-    lines = "\n".join(f'printf("%llu\\n", (unsigned long long)({name}));' for name in names)
-    (tmp_path / "macros.c").write_text(
-        "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n"
-        f"#include <{header}>\nint main(void) {{ {lines} }}\n"
-    )
-    subprocess.run(["gcc", "-o", "macros", "macros.c"], cwd=tmp_path, check=True, timeout=60)
-    output = subprocess.run([str(tmp_path / "macros")], check=True, capture_output=True, timeout=60).stdout
-    return dict(zip(names, map(int, output.split()), strict=True))
 
 
 def test_constants_of_elf_h(tmp_path: Path) -> None:

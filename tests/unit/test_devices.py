@@ -32,7 +32,7 @@ DEVICES: dict[str, Callable[[], Any]] = {
 ACCESSES = st.lists(
     st.tuples(
         st.integers(0, 7),
-        st.sampled_from([1, 1, 1, 2, 4, 8]),
+        st.sampled_from([1, 1, 1, 2, 4, 8, 3, 5, 6, 7]),
         st.one_of(st.none(), st.integers(0, 255), st.integers(0, 2**64 - 1)),
     ),
     max_size=60,
