@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 TIMER_HZ = 3_579_545
 """Frequency of the PM timer (4.8.3.3)."""
-TMR_STS, GBL_STS, PWRBTN_STS, WAK_STS = 1 << 0, 1 << 5, 1 << 8, 1 << 15
-STATUS_BITS = TMR_STS | GBL_STS | PWRBTN_STS | WAK_STS
-TMR_EN, GBL_EN, PWRBTN_EN = TMR_STS, GBL_STS, PWRBTN_STS
-ENABLE_BITS = TMR_EN | GBL_EN | PWRBTN_EN
+TMR_STS, GBL_STS, PWRBTN_STS, RTC_STS, WAK_STS = 1 << 0, 1 << 5, 1 << 8, 1 << 10, 1 << 15
+TMR_EN, GBL_EN, PWRBTN_EN, RTC_EN = TMR_STS, GBL_STS, PWRBTN_STS, RTC_STS
+ENABLE_BITS = TMR_EN | GBL_EN | PWRBTN_EN | RTC_EN
+"""Linux enables the clock's event for a moment, whatever FIX_RTC says, and complains unless the bit stays."""
 SCI_EN, SLP_TYP_SHIFT, SLP_EN = 1 << 0, 10, 1 << 13
 SLP_TYP = 7 << SLP_TYP_SHIFT
 
@@ -36,7 +36,8 @@ REGISTERS = RegisterMap(
         Field("TMR_STS", TMR_STS, "the timer's highest bit has changed"),
         Field("GBL_STS", GBL_STS, "firmware wants the global lock's attention"),
         Field("PWRBTN_STS", PWRBTN_STS, "the power button was pressed"),
-        Field("WAK_STS", WAK_STS, "woken from a sleep"),
+        Field("RTC_STS", RTC_STS, "the clock's alarm; never set"),
+        Field("WAK_STS", WAK_STS, "woken from a sleep; never set"),
         width=2,
     ),
     Register(
@@ -46,6 +47,7 @@ REGISTERS = RegisterMap(
         Field("TMR_EN", TMR_EN, "SCI for TMR_STS"),
         Field("GBL_EN", GBL_EN, "SCI for GBL_STS"),
         Field("PWRBTN_EN", PWRBTN_EN, "SCI for PWRBTN_STS"),
+        Field("RTC_EN", RTC_EN, "SCI for RTC_STS"),
         width=2,
     ),
     Register(

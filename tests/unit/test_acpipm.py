@@ -46,6 +46,14 @@ def test_the_power_button_raises_the_sci_until_it_is_acknowledged():
     assert rig.pm.read(STS, 2) == 0
 
 
+def test_enable_bits_stay_as_linux_checks():
+    pm = Rig().pm
+    pm.write(EN, 2, 0xFFFF)
+    assert pm.read(EN, 2) == 0x0521
+    pm.write(EN, 2, 0)
+    assert pm.read(EN, 2) == 0
+
+
 def test_status_is_cleared_and_enabled_by_bytes_too():
     rig = Rig()
     rig.pm.press_power_button()
