@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import needs
 
-SKIP_REASON = re.compile(r"needs (\w+): (.*)", re.DOTALL)
+SKIP_REASON = re.compile(r"needs ([\w-]+): (.*)", re.DOTALL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

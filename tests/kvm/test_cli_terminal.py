@@ -16,69 +16,11 @@ import pytest
 
 from tests.support import guests
 from tests.support.cli import ECHO, LIMIT, PYVMM, environment, wait_for, wait_until_still
+from tests.support.session import LFLAG, OFLAG, Session
 
 pytestmark = pytest.mark.needs("kvm")
 
 EVERY_BYTE = bytes(byte for byte in range(256) if byte not in b"\x01q")
-IFLAG, OFLAG, CFLAG, LFLAG = range(4)
-
-
-class Session:
-    """`pyvmm run` in a session of its own, on a terminal whose other end is the test's."""
-
-    def __init__(self, *arguments: object, stdout: int | None = None, stderr: int | None = subprocess.PIPE) -> None:
-        self.leader, self.terminal = os.openpty()
-        self.before = termios.tcgetattr(self.terminal)
-        self.shown = b""
-        self.process = subprocess.Popen(
-            [*PYVMM, "run", *map(str, arguments)],
-            stdin=self.terminal,
-            stdout=self.terminal if stdout is None else stdout,
-            stderr=self.terminal if stderr is None else stderr,
-            env=environment(),
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.leader, keys)
-
-    def see(self, expected: bytes) -> bytes:
-        """Read what the terminal shows until `expected` is in it."""
-        deadline = time.monotonic() + LIMIT
-        while expected not in self.shown:
-            assert time.monotonic() < deadline, f"{self.shown[-300:]!r} has no {expected[-100:]!r}"
-            if select.select([self.leader], [], [], 0.1)[0]:
-                self.shown += os.read(self.leader, 65536)
-        return self.shown
-
-    def raw(self) -> bool:
-        return not termios.tcgetattr(self.terminal)[LFLAG] & termios.ISIG
-
-    def end(self) -> int:
-        """Wait for the end; the status. The settings must be the first ones."""
-        deadline = time.monotonic() + LIMIT
-        while self.process.poll() is None and time.monotonic() < deadline:
-            if select.select([self.leader], [], [], 0.05)[0]:
-                self.shown += os.read(self.leader, 65536)
-        while select.select([self.leader], [], [], 0.05)[0]:
-            self.shown += os.read(self.leader, 65536)
-        assert termios.tcgetattr(self.terminal) == self.before
-        assert self.process.returncode is not None
-        return self.process.returncode
-
-    def errors(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-        for fd in (self.leader, self.terminal):
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # the test has closed it
 
 
 @pytest.fixture

@@ -59,6 +59,17 @@ def _file(path: str, package: str) -> Check:
     return check
 
 
+def _tiny_image() -> str:
+    from pyvmm.errors import PyvmmError
+    from pyvmm.images import image
+
+    try:
+        image("tiny")
+    except PyvmmError as error:
+        return str(error)
+    return ""
+
+
 REQUIREMENTS: dict[str, Check] = {
     "kvm": _kvm,
     "gcc": _program("gcc"),
@@ -72,6 +83,7 @@ REQUIREMENTS: dict[str, Check] = {
     "cpio": _program("cpio"),
     "chromium": _program("chromium", "chromium-browser"),
     "capstone": _module("capstone"),
+    "tiny-image": _tiny_image,
     "invaders": _file("/boot/invaders.exec", "grub-invaders"),
     "root": lambda: "" if os.geteuid() == 0 else "this user is not root",
     "unprivileged": lambda: "" if os.geteuid() != 0 else "root may do everything",
