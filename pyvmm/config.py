@@ -25,6 +25,10 @@ FLAT_MODES = ("real", "protected", "long")
 MAX_CPUS = 255
 """xAPIC identifiers are 8 bits and 0xff is the broadcast (Intel SDM volume 3A, 11.4.6)."""
 DEFAULT_MEMORY = 128 << 20
+LONGEST_NUMBER = 100
+"""Digits. Python itself refuses to read numbers of more than 4,300, with another error."""
+MAX_TIMEOUT = 1e9
+"""Seconds, 31 years. The interpreter's own waiting ends at 9.2e9."""
 
 
 def parse_size(text: str) -> int:
@@ -37,7 +41,7 @@ def parse_size(text: str) -> int:
     if digits and digits[-1] in _SIZE_UNITS:
         shift = _SIZE_UNITS[digits[-1]]
         digits = digits[:-1]
-    if not (digits.isascii() and digits.isdigit()):
+    if not (digits.isascii() and digits.isdigit() and len(digits) < LONGEST_NUMBER):
         raise UsageError(f"{text!r} is not a size (expected for example 512M, 1G or a number of MiB)")
     return int(digits) << shift
 
@@ -182,8 +186,8 @@ class VmConfig:
             raise UsageError(f"{self.cpus} CPUs: expected 1 to {MAX_CPUS}")
         if self.load_addr is not None and self.load_addr < 0:
             raise UsageError(f"load address {self.load_addr}: expected 0 or more")
-        if self.timeout is not None and self.timeout <= 0:
-            raise UsageError(f"time limit of {self.timeout} s: expected more than 0")
+        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
+            raise UsageError(f"time limit of {self.timeout:g} s: expected more than 0, at most {MAX_TIMEOUT:g}")
         for name, seconds in (("stuck", self.stuck), ("stuck_at_boot", self.stuck_at_boot)):
             if seconds is not None and seconds <= 0:
                 raise UsageError(f"{name} of {seconds} s: expected more than 0")

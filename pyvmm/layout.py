@@ -28,8 +28,8 @@ PAGE = 4096
 
 MIN_RAM = 1 * MIB
 """Below this not even the memory map of a PC fits."""
-MAX_RAM = 1 << 46
-"""64 TiB, the physical address space that every KVM host with 5-level paging off can back (SDM volume 3A, 4.1.4)."""
+MAX_RAM = 1 << 43
+"""8 TiB: a memory slot holds 2^31 - 1 pages at most (KVM_MEM_MAX_NR_PAGES of Linux), and two of them are used."""
 
 # --- Below 1 MiB -----------------------------------------------------------------------------------------------
 BIOS_DATA_AREA = 0x400

@@ -14,6 +14,7 @@ from pyvmm.config import (
     FLAT_MODES,
     KERNEL_ENTRIES,
     KERNEL_FORMATS,
+    LONGEST_NUMBER,
     MAX_CPUS,
     ON_PANIC,
     parse_address,
@@ -170,7 +171,7 @@ def describe(program: str, table: Sequence[Option], positional: str, text: str) 
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER):
         raise UsageError(f"{text!r} is not a number (expected 1 to {MAX_CPUS})")
     return int(text)
 

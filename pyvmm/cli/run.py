@@ -92,6 +92,9 @@ class Run:
             raise UsageError("running a command in the guest (-- CMD) is not supported yet")
         self.signals = signals
         self.config = make_config(arguments)
+        kind, _, path = values.get("console", "stdio").partition(":")
+        if kind == "file":
+            ending.refuse_input("--console", path, self.config)
         self.console = make_console(
             values.get("console", "stdio"),
             escape=parse_escape(values.get("escape", "^A")),
@@ -101,6 +104,8 @@ class Run:
         )
         self.dry = "dry-run" in values
         self.stats = "stats" in values
+        if "report" in values:
+            ending.refuse_input("--report", values["report"], self.config)
         self.report = ending.ReportFile(values["report"]) if "report" in values else None
         self.vm: VM | None = None
         self._began = time.monotonic()

@@ -110,6 +110,19 @@ def test_a_report_of_an_earlier_run_is_gone_from_the_start(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("option", ["--report={}", "--console=file:{}"])
+@pytest.mark.parametrize("name", ["kernel", "initrd", "link"])
+def test_what_the_vm_is_made_of_is_not_overwritten(tmp_path, option, name):
+    (tmp_path / "kernel").write_bytes(b"\xf4")
+    (tmp_path / "initrd").write_bytes(b"a module")
+    (tmp_path / "link").symlink_to("kernel")
+    done = pyvmm("run", "kernel", "--initrd", "initrd", option.format(f"{tmp_path}/{name}"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"is read by this VM and would be overwritten" in done.stderr
+    assert (tmp_path / "kernel").read_bytes() == b"\xf4"
+    assert (tmp_path / "initrd").read_bytes() == b"a module"
+
+
 def test_a_report_goes_to_a_device_as_it_is(kernel):
     done = pyvmm("run", kernel, "--dry-run", "--report", "/dev/stderr")
     assert json.loads(done.stderr)["reason"] == "dry-run"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm import layout
 from pyvmm.config import VmConfig, format_size, parse_address, parse_duration, parse_size
 from pyvmm.errors import UsageError
 
@@ -24,7 +25,7 @@ def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "0x10", "12Q", "1 2", "١٢", "M5", "1GG"])
+@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "0x10", "12Q", "1 2", "١٢", "M5", "1GG", "9" * 5000])
 def test_no_sizes(text):
     with pytest.raises(UsageError, match="is not a size"):
         parse_size(text)
@@ -62,13 +63,16 @@ def test_addresses():
         ({"mem": 0}, "memory of"),
         ({"mem": "1K"}, "memory of 1K"),
         ({"mem": (1 << 20) + 1}, "multiple of 4096"),
-        ({"mem": 1 << 60}, "memory of"),
+        ({"mem": "9T"}, "memory of 9T: expected 1M to 8T"),
         ({"cpus": 0}, "0 CPUs"),
         ({"cpus": 256}, "256 CPUs"),
         ({"kernel_format": "zip"}, "kernel format 'zip'"),
         ({"flat_mode": "unreal"}, "flat mode 'unreal'"),
         ({"load_addr": -1}, "load address -1"),
         ({"timeout": 0}, "time limit"),
+        ({"timeout": 1e10}, "time limit of 1e[+]10 s: expected more than 0, at most 1e[+]09"),
+        ({"timeout": "9" * 400}, "time limit of inf"),
+        ({"timeout": float("nan")}, "time limit of nan"),
         ({"timeout": "soon"}, "'soon' is not a duration"),
     ],
 )
@@ -80,3 +84,8 @@ def test_a_bad_field_is_named(settings, message):
 def test_strings_are_as_on_the_command_line():
     config = VmConfig("kernel.bin", mem="1G", timeout="500ms")
     assert (config.mem, config.timeout) == (1 << 30, 0.5)
+
+
+def test_the_most_memory_fits_the_slots_that_it_is_put_into():
+    assert max(length for _, length in layout.ram_ranges(layout.MAX_RAM)) <= ((1 << 31) - 1) * layout.PAGE
+    assert VmConfig("kernel.bin", mem="8T").mem == layout.MAX_RAM
