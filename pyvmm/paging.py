@@ -23,6 +23,9 @@ PAGE = 4096
 PRESENT = 1 << 0
 WRITABLE = 1 << 1
 USER = 1 << 2
+ACCESSED = 1 << 5
+DIRTY = 1 << 6
+"""In the entry that maps a page."""
 LARGE = 1 << 7
 """PS in entries above the last level: this entry maps a page itself."""
 EXECUTE_DISABLE = 1 << 63

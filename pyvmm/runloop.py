@@ -22,7 +22,7 @@ from pyvmm.kvm.exits import Exit, FailEntry, InternalError, Interrupted, Mmio, P
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from pyvmm.bus import Bus
     from pyvmm.observe import Observer
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         def answer(self, exit: Exit, data: bytes) -> None: ...
 
         def kick(self) -> None: ...
+
+    Repair = Callable[[Any, InternalError], bool]
+    """Makes a vCPU that came out with this exit able to run on, if it can; says whether it could."""
 
 
 HISTORY = 16
@@ -225,19 +228,30 @@ class Control:
 class VcpuLoop:
     """Runs one vCPU on the calling thread until the run ends.
 
-    `history` holds the last exits, `counts` how many there were of each kind.
+    `history` holds the last exits, `counts` how many there were of each kind. `completed` counts, by name, the
+    instructions that KVM refused and `repair` completed; without `repair` the first one ends the run.
     """
 
-    __slots__ = ("_control", "_mmio", "_observers", "_ports", "counts", "history", "vcpu")
+    __slots__ = ("_control", "_mmio", "_observers", "_ports", "_repair", "completed", "counts", "history", "vcpu")
 
-    def __init__(self, vcpu: Vcpu, ports: Bus, mmio: Bus, control: Control, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        ports: Bus,
+        mmio: Bus,
+        control: Control,
+        observers: Sequence[Observer] = (),
+        repair: Repair | None = None,
+    ) -> None:
         self.vcpu = vcpu
+        self.completed: defaultdict[str, int] = defaultdict(int)
         self.history: deque[Exit] = deque(maxlen=HISTORY)
         self.counts: defaultdict[type[Exit], int] = defaultdict(int)
         self._ports = ports
         self._mmio = mmio
         self._control = control
         self._observers = tuple(observers)
+        self._repair = repair
 
     def run(self) -> None:
         """The thread's body. Never raises: what goes wrong in the VMM ends the run with an "error" outcome."""
@@ -290,7 +304,10 @@ class VcpuLoop:
                     self.vcpu.immediate_exit = False
         else:
             self.history.append(exit)
-            self._control.end(judge(exit))
+            if isinstance(exit, InternalError) and self._repair is not None and self._repair(self.vcpu, exit):
+                self.completed[exit.completed] += 1
+            else:
+                self._control.end(judge(exit))
         for observer in self._observers:
             observer.on_exit(self.vcpu.index, exit)
 

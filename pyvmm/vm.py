@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from pyvmm.debug.consolewatch import Complaint
     from pyvmm.debug.evidence import Reason
     from pyvmm.debug.report import CrashReport
+    from pyvmm.kvm.exits import InternalError
     from pyvmm.kvm.host import Host
     from pyvmm.kvm.vcpu import VcpuFd
     from pyvmm.kvm.vm import VmFd
     from pyvmm.observe import Observer
+    from pyvmm.runloop import Repair
 
     class Console(Protocol):
         """What the VM asks of a console back-end; see `pyvmm.backends`."""
@@ -161,7 +163,7 @@ class VM:
 
     def _spawn(self) -> None:
         self.loops = tuple(
-            VcpuLoop(vcpu, self.machine.ports, self.machine.mmio, self._control, self._observers)
+            VcpuLoop(vcpu, self.machine.ports, self.machine.mmio, self._control, self._observers, self._repair())
             for vcpu in self._vcpus
         )
         self._control.on_end = self._ended
@@ -191,6 +193,22 @@ class VM:
             timer.daemon = True
             timer.start()
             self._host_closers.append(timer.cancel)
+
+    def _repair(self) -> Repair | None:
+        """What completes the instructions that this host's KVM refuses; None where it refuses none, or on request."""
+        quirks = self.host.quirks
+        if not (self.config.host_quirks and quirks.ring0_emulated and quirks.instructions_refused):
+            return None
+
+        features: dict[str, bool] = {}
+
+        def repair(vcpu: VcpuFd, exit: InternalError) -> bool:
+            # Imported here because most runs meet no such instruction.
+            from pyvmm.kvm.completion import complete
+
+            return complete(vcpu, exit, self.memory, features)
+
+        return repair
 
     def pause(self) -> None:
         """Return with every vCPU standing still and its state whole. Raises VcpuStuckError if one does not."""
@@ -367,15 +385,19 @@ class Stats:
     """Counters of a VM at one moment.
 
     exits      how many by name ("IO", "MMIO", ...), over all vCPUs
+    completed  how many instructions that KVM refused were completed, by name ("popcnt", "popcnt (#PF)", ...)
     unclaimed  reads and writes that no device answered, ports and MMIO together
     seconds    wall time since the vCPUs were started, up to the end of the run
     """
 
-    __slots__ = ("exits", "seconds", "unclaimed")
+    __slots__ = ("completed", "exits", "seconds", "unclaimed")
 
     def __init__(self, vm: VM) -> None:
         self.exits: dict[str, int] = {}
+        self.completed: dict[str, int] = {}
         for loop in vm.loops:
+            for name, count in list(loop.completed.items()):
+                self.completed[name] = self.completed.get(name, 0) + count
             for kind, count in list(loop.counts.items()):
                 self.exits[kind.name] = self.exits.get(kind.name, 0) + count
         buses = () if vm._machine is None else (vm._machine.ports, vm._machine.mmio)

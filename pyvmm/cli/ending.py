@@ -88,6 +88,7 @@ def summary(outcome: Outcome, vm: VM | None, duration: float) -> dict[str, Any]:
         "detail": outcome.detail,
         "duration": round(duration, 6),
         "exits": {} if stats is None else stats.exits,
+        "completed": {} if stats is None else stats.completed,
         "unclaimed": 0 if stats is None else stats.unclaimed,
         "report": report_text(outcome) or None,
         "crash": None if crash is None else crash(),
@@ -118,9 +119,11 @@ def stats_text(vm: VM) -> str:
     stats = vm.stats
     used = resource.getrusage(resource.RUSAGE_SELF)
     exits = ", ".join(f"{name} {count}" for name, count in sorted(stats.exits.items())) or "none"
+    completed = ", ".join(f"{name} {count}" for name, count in sorted(stats.completed.items()))
     return "\n".join(
         (
             f"exits      {sum(stats.exits.values())} ({exits})",
+            *((f"completed  {completed}: instructions that KVM refused",) if completed else ()),
             f"unclaimed  {stats.unclaimed} accesses that no device answered",
             f"guest ran  {stats.seconds:.3f} s",
             f"CPU time   {used.ru_utime + used.ru_stime:.3f} s (user {used.ru_utime:.3f}, system {used.ru_stime:.3f})",

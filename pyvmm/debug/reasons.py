@@ -44,7 +44,7 @@ def likely(evidence: Evidence, stalled: bool) -> list[Reason]:
         return [*places, *stall(evidence)]
     if isinstance(last, Shutdown):
         return [*wrong_mode(evidence), *code(evidence), *triple_fault(evidence)]
-    if isinstance(last, InternalError):
+    if isinstance(last, InternalError) and not last.completed:
         return [*wrong_mode(evidence), *code(evidence), *internal_error(evidence, last)]
     if isinstance(last, FailEntry):
         return failed_entry(evidence, last)

@@ -303,10 +303,10 @@ class InternalError(Exit):
     """KVM gave up. `data` are up to 16 words whose meaning depends on `suberror`.
 
     `insn_bytes` are the bytes of the instruction that KVM could not emulate, up to 15, where it says
-    (KVM_CAP_EXIT_ON_EMULATION_FAILURE).
+    (KVM_CAP_EXIT_ON_EMULATION_FAILURE). `completed` says what pyvmm made of it after all; "" if nothing.
     """
 
-    __slots__ = ("data", "insn_bytes", "suberror")
+    __slots__ = ("completed", "data", "insn_bytes", "suberror")
     reason = KVM_EXIT_INTERNAL_ERROR
     name = "INTERNAL_ERROR"
 
@@ -314,9 +314,12 @@ class InternalError(Exit):
         self.suberror = suberror
         self.data = data
         self.insn_bytes = insn_bytes
+        self.completed = ""
 
     def describe(self) -> str:
         text = f"INTERNAL_ERROR suberror {self.suberror}: {INTERNAL_ERRORS.get(self.suberror, 'of unknown kind')}"
+        if self.completed:
+            return f"{text}; pyvmm completed it: {self.completed}"
         if self.insn_bytes:
             return f"{text}: {self.insn_bytes.hex(' ')}"
         return f"{text} ({', '.join(map(hex, self.data))})" if self.data else text

@@ -158,8 +158,9 @@ _PVM = {
         "runs at full speed."
     ),
     "instructions_refused": (
-        "The emulator lacks some instructions, and a guest that meets one in ring 0 ends there: int3, popcnt, "
-        "cmpxchg16b, xsave, SSE arithmetic, AVX and more. Build ring-0 code with -mgeneral-regs-only."
+        "The emulator lacks some instructions. pyvmm completes int3, popcnt, cmpxchg16b and a few more; a guest that "
+        "meets another in ring 0 ends there: xsave, SSE arithmetic, AVX and more. Build ring-0 code with "
+        "-mgeneral-regs-only."
     ),
     "hypercalls_hang": (
         "A hypercall from ring 0 never returns, so the KVM features that make Linux use one are not shown to guests."

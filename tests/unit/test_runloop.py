@@ -38,14 +38,14 @@ class Echo:
 class Rig:
     """Vcpus with a script each, a device at port 0x10 and another at 0xd0000000, and their threads."""
 
-    def __init__(self, *scripts, on_write=None, observers=()):
+    def __init__(self, *scripts, on_write=None, observers=(), repair=None):
         self.control = Control()
         self.device, self.memory_device = Echo(on_write), Echo()
         ports, mmio = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
         ports.attach(0x10, 8, self.device)
         mmio.attach(0xD0000000, 0x1000, self.memory_device)
         self.vcpus = [ScriptedVcpu(script, index) for index, script in enumerate(scripts)]
-        self.loops = [VcpuLoop(vcpu, ports, mmio, self.control, observers) for vcpu in self.vcpus]
+        self.loops = [VcpuLoop(vcpu, ports, mmio, self.control, observers, repair) for vcpu in self.vcpus]
         self.control.steer(self.vcpus)
         self.threads = [threading.Thread(target=loop.run, daemon=True) for loop in self.loops]
 
@@ -116,6 +116,31 @@ def test_what_crashes_a_run(exit, words):
     outcome = Rig([exit]).start().finish()
     assert (outcome.reason, outcome.status) == ("crash", 121)
     assert words in outcome.detail
+
+
+def test_an_instruction_that_kvm_refuses_can_be_completed():
+    asked = []
+
+    def repair(vcpu, exit):
+        asked.append((vcpu.index, exit))
+        exit.completed = "" if len(asked) == 4 else "popcnt" if len(asked) < 3 else "stac"
+        return bool(exit.completed)
+
+    errors = [InternalError(1, (), b"\xcc") for _ in range(4)]
+    rig = Rig([errors[0], out(1), *errors[1:], out(2)], repair=repair).start()
+    outcome = rig.finish()
+    assert (outcome.reason, outcome.status) == ("crash", 121)
+    assert asked == [(0, error) for error in errors]
+    loop = rig.loops[0]
+    assert loop.completed == {"popcnt": 2, "stac": 1}
+    assert list(loop.history)[2:] == errors[1:]
+    assert "completed it: stac" in errors[2].describe()
+    assert "completed" not in errors[3].describe()
+
+
+def test_only_what_kvm_refuses_is_completed():
+    rig = Rig([Shutdown()], repair=lambda vcpu, exit: True).start()
+    assert rig.finish().reason == "crash"
 
 
 def test_a_device_can_end_the_run_and_the_first_outcome_counts():
