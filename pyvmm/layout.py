@@ -35,6 +35,8 @@ MAX_RAM = 1 << 43
 BIOS_DATA_AREA = 0x400
 EBDA_SEGMENT_WORD = 0x40E
 """BIOS data area word with the EBDA's segment; Linux and others look here for the end of low memory."""
+BASE_MEMORY_WORD = 0x413
+"""BIOS data area word with the KiB of memory below the EBDA; Xen and old boot code trust it."""
 BOOT_GDT = 0x500
 PVH_START_INFO = 0x600
 MULTIBOOT_INFO = 0x800
@@ -58,6 +60,8 @@ ACPI_TABLES = 0xE0000
 """Where a PC's kernel searches for the root pointer if its boot protocol has no field for it (ACPI 6.5, 5.2.5.1)."""
 MP_TABLE = 0xF0000
 """For machines whose MP table does not fit into the EBDA: more than 40 processors."""
+RESET_VECTOR = 0xFFFF0
+"""F000:FFF0, where real-mode code jumps to have the machine reset."""
 HIGH_MEMORY = 0x100000
 FLAT_LOAD = HIGH_MEMORY
 

@@ -1,4 +1,4 @@
-"""What firmware would have left in memory for any kernel to find: the MP table and the ACPI tables.
+"""What firmware would have left in memory for any kernel to find: MP table, ACPI tables, and a way to reset.
 
 Imports mptable, acpi, placement and layout.
 """
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pyvmm.boot.placement import Placement
 
 
+RESET_CODE = bytes.fromhex("baf90c b006 ee f4 ebfd")
+"""mov $0xcf9, %dx; mov $6, %al; out %al, (%dx); 1: hlt; jmp 1b: a hard reset by the reset control register."""
+
+
 def put_tables(placement: Placement, cpus: int, virtio_mmio: Iterable[tuple[int, int, int]] = ()) -> int:
     """Write the tables of a machine with `cpus` vCPUs; returns the gpa of ACPI's root pointer.
 
@@ -29,5 +33,7 @@ def put_tables(placement: Placement, cpus: int, virtio_mmio: Iterable[tuple[int,
     placement.put(layout.EBDA, floating_pointer(at), "MP floating pointer")
     placement.put(at, table, "MP table")
     placement.put(layout.EBDA_SEGMENT_WORD, pack("<H", layout.EBDA >> 4), "EBDA segment")
+    placement.put(layout.BASE_MEMORY_WORD, pack("<H", layout.EBDA // layout.KIB), "base memory size")
+    placement.put(layout.RESET_VECTOR, RESET_CODE, "reset code")
     placement.put(layout.ACPI_TABLES, acpi_tables(layout.ACPI_TABLES, cpus, virtio_mmio), "ACPI tables")
     return layout.ACPI_TABLES

@@ -140,6 +140,8 @@ def test_mp_table(cpus):
     placement = Placement(memory, "kernel")
     assert put_tables(placement, cpus, MMIO) == layout.ACPI_TABLES
     assert memory.read_u16(0x40E) << 4 == 0x9FC00
+    assert memory.read_u16(0x413) == 639
+    assert memory.read(0xFFFF0, 3) == b"\xba\xf9\x0c", "the reset vector leads to port 0xcf9"
     pointer = memory.read(0x9FC00, 16)
     assert pointer[:4] == b"_MP_" and sum(pointer) & 0xFF == 0 and pointer[8] == 1
     (at,) = struct.unpack_from("<I", pointer, 4)
