@@ -8,6 +8,7 @@ in numbers, before one is taken.
 from __future__ import annotations
 
 import mmap
+import os
 from bisect import bisect_right
 from struct import Struct
 
@@ -40,34 +41,37 @@ class Region:
         self.length = length
         self.slot = slot
         self.fd = -1
-        if backing == "memfd":
-            # Imported for the rare backing alone: os is loaded anyway.
-            import os
+        try:
+            self._map = self._memfd() if backing == "memfd" else self._anonymous()
+            keep_from_children(self._map)
+        except BaseException:
+            self._close_fd()
+            raise
+        self.view = memoryview(self._map)
 
-            self.fd = os.memfd_create(f"pyvmm-ram{slot}", os.MFD_CLOEXEC)
+    def _anonymous(self) -> mmap.mmap:
+        pages = mmap.mmap(-1, self.length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+        if self.length >= HUGE_PAGE:
             try:
-                os.ftruncate(self.fd, length)
-                self._map = mmap.mmap(self.fd, length, mmap.MAP_SHARED | MAP_NORESERVE)
-            except BaseException:
-                os.close(self.fd)
-                raise
-            self.view = memoryview(self._map)
-        else:
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-            self._map = mmap.mmap(-1, length, flags)
-            if length >= HUGE_PAGE:
-                self._map.madvise(mmap.MADV_HUGEPAGE)
-            self.view = memoryview(self._map)
-        keep_from_children(self._map)
+                pages.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:
+                pass  # advice: a kernel without transparent huge pages refuses it
+        return pages
+
+    def _memfd(self) -> mmap.mmap:
+        self.fd = os.memfd_create(f"pyvmm-ram{self.slot}", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.length)
+        return mmap.mmap(self.fd, self.length, mmap.MAP_SHARED | MAP_NORESERVE)
 
     def close(self) -> None:
         """Unmap. A second call does nothing; BufferError while somebody still borrows the memory."""
         self.view.release()
         self._map.close()
+        self._close_fd()
+
+    def _close_fd(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            import os
-
             os.close(fd)
 
 
@@ -97,7 +101,8 @@ class GuestMemory:
         except (OSError, ValueError, OverflowError) as error:
             for region in regions:
                 region.close()
-            raise PyvmmError(f"cannot map {length >> 20} MiB of guest RAM: {error}") from error
+            problem = getattr(error, "strerror", None) or error
+            raise PyvmmError(f"cannot map {length >> 20} MiB of guest RAM ({backing}): {problem}") from error
         return cls(regions)
 
     def contains(self, gpa: int, length: int) -> bool:

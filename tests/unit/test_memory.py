@@ -1,5 +1,7 @@
 """Guest RAM: bounds, types, the 32-bit hole."""
 
+import errno
+import mmap
 import os
 
 import pytest
@@ -113,6 +115,28 @@ def test_memory_is_not_inherited_by_a_fork():
 def test_more_than_the_host_maps_is_one_line():
     with pytest.raises(PyvmmError, match="cannot map .* MiB of guest RAM"):
         GuestMemory.allocate([(0, PAGE), (1 << 40, 1 << 60)])
+
+
+def test_a_kernel_without_huge_pages_is_good_enough(monkeypatch):
+    monkeypatch.setattr("mmap.MADV_HUGEPAGE", 0xBAD)
+    with pytest.raises(OSError), mmap.mmap(-1, PAGE) as pages:
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    GuestMemory.allocate([(0, 4 << 20)]).close()
+
+
+@pytest.mark.parametrize(("name", "number"), [("memfd_create", errno.EPERM), ("ftruncate", errno.ENOSPC)])
+def test_a_memfd_that_cannot_be_had_is_one_line(monkeypatch, name, number):
+    """A seccomp filter, a host without room."""
+
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    before = sorted(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, name, refuse)
+    with pytest.raises(PyvmmError) as caught:
+        GuestMemory.allocate([(0, 4 << 20)], "memfd")
+    assert str(caught.value) == f"cannot map 4 MiB of guest RAM (memfd): {os.strerror(number)}"
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_unknown_backing():
