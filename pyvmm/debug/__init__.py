@@ -1,5 +1,5 @@
-"""Looking into a guest that stands still: its state, its page tables, its code, and what probably went wrong.
+"""Looking into a guest: whether it makes progress, its state, its code, and what probably went wrong.
 
-Below `vm`, which builds a report when a guest ends badly; imports `kvm`, `memory` and `boot`. None of it is on the
+Below `vm`; imports `kvm`, `memory` and `boot`. Of all this only diagnosis, watch, consolewatch and hints are on the
 path of a run that ends well.
 """

@@ -228,19 +228,18 @@ class ConsoleWatch:
 def without_stamp(line: bytes) -> tuple[bool, bytes]:
     """Whether a kernel's time stamp is in `line`, and what follows it: all of the line where there is none.
 
-    `[    1.234567] ` stands first, unless a program has left a line (a prompt, say) without its end; a caller's
-    `[    T1] ` may follow (CONFIG_PRINTK_CALLER).
+    `[    1.234567] ` stands first, unless a program has left a line (a prompt, say) without its end; with
+    CONFIG_PRINTK_CALLER it is `[    1.234567][    T1] `.
     """
     at = line.find(b"[")
     while at >= 0:
-        end = line.find(b"] ", at, at + 24)
+        end = line.find(b"]", at, at + 24)
         stamp = line[at + 1 : end].strip().split(b".") if end > 0 else []
         if len(stamp) == 2 and stamp[0].isdigit() and len(stamp[1]) == 6 and stamp[1].isdigit():
-            rest = line[end + 2 :]
-            caller = rest[1:24].partition(b"] ")
-            if rest.startswith(b"[") and caller[1] and caller[0].strip()[:1] in (b"T", b"C"):
-                rest = rest[1 + len(caller[0]) + 2 :]
-            return True, rest
+            rest = line[end + 1 :]
+            if rest.startswith(b"["):
+                rest = rest.partition(b"]")[2]
+            return True, rest[1:]
         at = line.find(b"[", at + 1)
     return False, line
 

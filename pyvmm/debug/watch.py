@@ -275,6 +275,8 @@ class Watch:
             return
         if len(self._samples) != len(samples):
             self._samples = [deque(maxlen=SAMPLES_MOST) for _ in samples]
+        if not self._samples[0]:
+            self._still = 0.0  # what came before the first sample was perhaps a computation
         for kept, sample in zip(self._samples, samples, strict=True):
             kept.append(sample)
         verdicts = [verdict(kept) for kept in self._samples]
@@ -293,4 +295,4 @@ class Watch:
             self._look_seldomer(self._pause)
 
     def _look_seldomer(self, pause: float) -> None:
-        self._rest = self._pause = min(REST, max(2 * pause, self.period))
+        self._rest = self._pause = min(self._limit() or REST, REST, max(2 * pause, self.period))
