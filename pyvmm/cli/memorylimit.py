@@ -1,0 +1,44 @@
+"""How much memory the control groups of this process allow: a guest that uses more ends it without a word.
+
+Imports os alone. Both versions of cgroups(7): the limits of the process's own group and of every group above it. Linux
+kernel documentation: admin-guide/cgroup-v2.rst, "memory.max"; admin-guide/cgroup-v1/memory.rst, section 3.
+"""
+
+from __future__ import annotations
+
+import os
+
+GROUPS = "/proc/self/cgroup"
+MOUNTED = "/sys/fs/cgroup"
+UNLIMITED = 1 << 60
+"""Version 1 writes no limit as the largest number of bytes in whole pages."""
+
+
+def memory_limit(groups: str = GROUPS, mounted: str = MOUNTED) -> int | None:
+    """The least limit in bytes, or None where there is none, or none to be read."""
+    limits: list[int] = []
+    for line in _read(groups).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            folder, file = mounted, "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, file = f"{mounted}/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # In a container the path may be the host's: what is not there here is passed over, up to the group we see.
+        while True:
+            text = _read(f"{folder}{path.rstrip('/')}/{file}").strip()
+            if text.isdigit() and int(text) < UNLIMITED:
+                limits.append(int(text))
+            if path in ("", "/"):
+                break
+            path = os.path.dirname(path)
+    return min(limits, default=None)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
