@@ -11,9 +11,11 @@ import os
 import time
 
 from pyvmm.cli import ending
+from pyvmm.cli.memorylimit import memory_limit
 from pyvmm.cli.options import RUN, describe, parse
 from pyvmm.cli.progress import LEVELS, log
 from pyvmm.cli.signals import Signals
+from pyvmm.config import format_size
 from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, UsageError, VcpuStuckError
 
 TYPE_CHECKING = False
@@ -144,6 +146,7 @@ class Run:
         self._watch_console()
         if self.signals.received:
             return self._signalled()
+        self._warn_of_memory_limit()
         stuck = ""
         try:
             vm.start()
@@ -177,6 +180,15 @@ class Run:
             self.signals.on_resume = console.resumed
             log.raw = lambda: console.raw
             log.leave_line = console.leave_line
+
+    def _warn_of_memory_limit(self) -> None:
+        """Said beforehand, because it is by SIGKILL that a control group ends a process."""
+        limit = memory_limit()
+        if limit is not None and limit < self.config.mem:
+            log.warn(
+                f"the memory cgroup allows {format_size(limit)}, less than the guest's {format_size(self.config.mem)}: "
+                "if the guest uses all its RAM, the kernel kills pyvmm"
+            )
 
     def _quit(self) -> None:
         from pyvmm.runloop import Outcome
