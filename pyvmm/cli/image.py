@@ -180,6 +180,7 @@ class Progress:
 
     def _draw(self, line: str) -> None:
         try:
-            write_all(STDERR, f"\r{line[: os.get_terminal_size(STDERR).columns - 1]}\x1b[K".encode())
+            columns = os.get_terminal_size(STDERR).columns or 80  # a serial line knows no size
+            write_all(STDERR, f"\r{line[: columns - 1]}\x1b[K".encode())
         except OSError:
             self._terminal = False

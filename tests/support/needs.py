@@ -81,6 +81,7 @@ REQUIREMENTS: dict[str, Check] = {
     "gdb": _program("gdb"),
     "iasl": _program("iasl"),
     "cpio": _program("cpio"),
+    "dpkg-deb": _program("dpkg-deb"),
     "chromium": _program("chromium", "chromium-browser"),
     "capstone": _module("capstone"),
     "tiny-image": _tiny_image,
