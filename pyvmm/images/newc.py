@@ -54,7 +54,7 @@ class Archive:
 
     def _add(self, path: str, mode: int, data: bytes, device: tuple[int, int] = (0, 0)) -> None:
         parent, _, name = path.rpartition("/")
-        if path.startswith("/") or not name or name in (".", "..", TRAILER) or "\0" in path or len(path.encode()) > NAME_MAX:
+        if not name or path[0] == "/" or name in (".", "..", TRAILER) or "\0" in path or len(path.encode()) > NAME_MAX:
             raise ImageError(f"initramfs: {path!r} is no path for an entry")
         if parent not in self._folders:
             raise ImageError(f"initramfs: {path!r} has no folder {parent!r} to be in")
