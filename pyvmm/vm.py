@@ -220,6 +220,10 @@ class VM:
         self._control.resume()
         self._announce("running")
 
+    def still(self) -> Still:
+        """For a `with`: every vCPU stands still inside, whether the VM is paused or not, and is as it was behind it."""
+        return Still(self._control)
+
     def stop(self, outcome: Outcome | None = None) -> None:
         """End the run, by default with reason "stopped" and status 0, unless it has ended already. Any thread."""
         self._control.end(outcome or Outcome("stopped", 0, "stopped by the program that ran it"))
@@ -353,6 +357,21 @@ def _undo(closers: list[Callable[[], None]]) -> Exception | None:
         except Exception as error:
             failure = failure or error
     return failure
+
+
+class Still:
+    """A moment in which a running VM stands still. Entering raises VcpuStuckError when a vCPU does not come back."""
+
+    __slots__ = ("_control",)
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def __enter__(self) -> None:
+        self._control.hold_still()
+
+    def __exit__(self, *_: object) -> None:
+        self._control.release()
 
 
 class ConsoleLink:

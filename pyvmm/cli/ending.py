@@ -148,16 +148,14 @@ def dry_run_text(loaded: LoadedKernel, config: VmConfig) -> str:
 
 
 def state_text(vm: VM) -> str:
-    """One screen about a running VM, which is paused for the moment that it takes to look."""
+    """One screen about a VM, which stands still for the moment that it takes to look."""
     from pyvmm.debug.state import MP_STATES, capture
 
     try:
-        vm.pause()
-        states = [capture(vcpu) for vcpu in vm.vcpus]
+        with vm.still():
+            states = [capture(vcpu) for vcpu in vm.vcpus]
     except VcpuStuckError as error:
         return str(error)
-    finally:
-        vm.resume()
     lines = []
     for state in states[:VCPUS_SHOWN]:
         if not state.whole:

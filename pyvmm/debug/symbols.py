@@ -89,20 +89,20 @@ class Symbols:
 class Source:
     """The file that symbols may be read from, read when somebody asks.
 
-    `path` is the file; with `required`, a file that is neither an ELF file nor a System.map raises LoadError here, and
-    later `failure` says in a line why there are no symbols.
+    `path` is the file; with `required`, one that has no symbols raises LoadError here.
     """
 
-    __slots__ = ("_path", "_symbols", "_tried", "failure")
+    __slots__ = ("_path", "_symbols", "_tried")
 
     def __init__(self, path: str, *, required: bool) -> None:
         self._path = path
         self._symbols: Symbols | None = None
         self._tried = False
-        self.failure = ""
         if required:
             with Image(path) as image:
-                if not image.head.startswith(ELF_MAGIC):
+                if image.head.startswith(ELF_MAGIC):
+                    _sections(image)
+                else:
                     _check_map(image)
 
     def get(self) -> Symbols | None:
@@ -111,8 +111,8 @@ class Source:
             self._tried = True
             try:
                 self._symbols = read(self._path)
-            except LoadError as error:
-                self.failure = str(error)
+            except LoadError:
+                self._symbols = None
         return self._symbols
 
 
@@ -141,21 +141,26 @@ class _Layout:
         self.symbol = Struct("<IBxHQQ" if wide else "<IIIBxH")
 
 
-def _read_elf(image: Image) -> Symbols:
+def _sections(image: Image) -> tuple[_Layout, list[tuple[int, ...]], tuple[int, ...]]:
+    """The file's layout, its section headers, and which of them has the symbols. Raises LoadError without one."""
     head = image.head
     if len(head) < 64 or head[4] not in (1, 2) or head[5] != 1:
         raise LoadError(image.path, "is no ELF file for this machine", offset=4, expected="a little-endian vmlinux")
     layout = _Layout(head[4] == 2)
-    phoff, shoff, phentsize, phnum, shentsize, shnum, _ = layout.header.unpack_from(head)
+    _, shoff, _, _, shentsize, shnum, _ = layout.header.unpack_from(head)
     smallest = 64 if layout.wide else 40
     if shnum == 0 or shentsize < smallest:
         raise LoadError(image.path, "has no symbol table", expected="a vmlinux that is not stripped, or a System.map")
     table = _part(image, shoff, shnum * shentsize, "section headers")
     sections = [layout.section.unpack_from(table, at) for at in range(0, len(table), shentsize)]
-    table_of_symbols = next((section for section in sections if section[0] == SHT_SYMTAB), None)
-    if table_of_symbols is None:
+    found = next((section for section in sections if section[0] == SHT_SYMTAB), None)
+    if found is None:
         raise LoadError(image.path, "has no symbol table", expected="a vmlinux that is not stripped, or a System.map")
-    _, _, offset, size, link = table_of_symbols
+    return layout, sections, found
+
+
+def _read_elf(image: Image) -> Symbols:
+    layout, sections, (_, _, offset, size, link) = _sections(image)
     if link >= len(sections) or sections[link][0] != SHT_STRTAB:
         raise LoadError(image.path, f"names section {link} as its symbols' strings", expected="a string table")
     if size // layout.symbol.size > MAX_SYMBOLS:
@@ -163,7 +168,7 @@ def _read_elf(image: Image) -> Symbols:
     raw = _part(image, offset, size // layout.symbol.size * layout.symbol.size, "symbol table")
     strings = _part(image, sections[link][2], sections[link][3], "string table")
     executable = frozenset(at for at, section in enumerate(sections) if section[1] & SHF_EXECINSTR)
-    physical = _physical(image, layout, phoff, phentsize, phnum)
+    physical = _physical(image, layout)
     return Symbols(image.path, _functions(layout, raw, strings, executable), physical)
 
 
@@ -183,8 +188,9 @@ def _functions(
             yield value, size, text
 
 
-def _physical(image: Image, layout: _Layout, phoff: int, phentsize: int, phnum: int) -> int:
+def _physical(image: Image, layout: _Layout) -> int:
     """By how much the first segment's virtual address exceeds its physical one; 0 where that cannot be told."""
+    phoff, _, phentsize, phnum, _, _, _ = layout.header.unpack_from(image.head)
     if phentsize < layout.program.size or not phnum or phoff + phnum * phentsize > image.size:
         return 0
     table = image.read(phoff, phnum * phentsize)

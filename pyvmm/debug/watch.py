@@ -42,6 +42,7 @@ REST = 30.0
 PANIC_QUIET = 3.0
 """Seconds without output after a panic's text before the guest is looked at."""
 PANIC_LOOKS = 3
+PANIC_PERIOD = 0.5
 SILENT_AFTER = 15.0
 """Seconds after which a Linux kernel that has not said anything is asked about its console."""
 
@@ -202,7 +203,7 @@ class Watch:
 
     def _run(self) -> None:
         last = time.monotonic()
-        while not self._over.wait(self.period):
+        while not self._over.wait(self.period if self._console.panic is None else min(self.period, PANIC_PERIOD)):
             now = time.monotonic()
             # A host that was suspended, or too busy to run this thread, has not run the guest either.
             elapsed, last = min(now - last, 2 * self.period), now
