@@ -11,6 +11,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ EVERY_BYTE = bytes(byte for byte in range(256) if byte not in b"\x01q")
 def run(tmp_path: Path) -> Iterator[Callable[..., Session]]:
     sessions: list[Session] = []
 
-    def start(code: bytes, *arguments: object, **options: int | None) -> Session:
+    def start(code: bytes, *arguments: object, **options: Any) -> Session:
         path = tmp_path / "guest.bin"
         path.write_bytes(code)
         sessions.append(Session(path, "--timeout", "50s", *arguments, **options))
