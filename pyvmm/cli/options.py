@@ -154,7 +154,7 @@ def describe(program: str, table: Sequence[Option], positional: str, text: str) 
         add_help=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
     )
-    parser.add_argument("kernel", metavar=positional, help="what is booted")
+    parser.add_argument("kernel", metavar=positional, nargs="?", help="what is booted")
     for option in table:
         names = [f"-{option.short}"] if option.short else []
         names.append(f"--{option.name}")

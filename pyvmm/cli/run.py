@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from pyvmm.vm import VM
 
 HELP = "boot a kernel in a virtual machine"
-USAGE_HINT = "usage: pyvmm run [options] KERNEL (pyvmm run --help lists the options)"
+USAGE_HINT = "usage: pyvmm run [options] [KERNEL] (pyvmm run --help lists the options)"
+DEFAULT_IMAGE = "tiny"
+"""The Linux image of `pyvmm.images` that is booted when no KERNEL is named."""
 SLICE = 0.25
 """Seconds between two looks for a signal while output waits for its reader."""
 GRACE = 1.0
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
     try:
         arguments = parse(RUN, argv)
         if "help" in arguments.values:
-            text = "Boot KERNEL in a virtual machine; standard output is the guest's console."
+            text = "Boot KERNEL, or the tiny Linux, in a virtual machine; standard output is the guest's console."
             print(describe("pyvmm run", RUN, "KERNEL", text).format_help(), end="")
             return 0
         if "version" in arguments.values:
@@ -264,12 +266,13 @@ class Run:
 
 
 def make_config(arguments: Arguments) -> VmConfig:
-    """The VM that the arguments describe. Raises UsageError."""
+    """The VM that the arguments describe; without a KERNEL the image DEFAULT_IMAGE.
+
+    Raises UsageError, ImageError where that image is not there.
+    """
     from pyvmm.config import VmConfig
 
-    if not arguments.positional:
-        raise UsageError("no KERNEL given")
-    kernel, *others = arguments.positional
+    kernel, *others = arguments.positional or [""]
     if others:
         raise UsageError(f"one KERNEL expected, but there is also {others[0]!r}")
     settings: dict[str, Any] = {
@@ -281,4 +284,19 @@ def make_config(arguments: Arguments) -> VmConfig:
         settings["stuck_at_boot"] = STUCK_AT_BOOT
     if "no-host-quirks" in arguments.values:
         settings["host_quirks"] = False
+    if not arguments.positional:
+        kernel, initrd = _default_image()
+        settings.setdefault("initrd", initrd)
     return VmConfig(kernel, **settings)
+
+
+def _default_image() -> tuple[str, str]:
+    """The paths of kernel and initrd."""
+    from pyvmm.errors import ImageError
+    from pyvmm.images import image
+
+    try:
+        found = image(DEFAULT_IMAGE)
+    except ImageError as error:
+        raise ImageError(f"no KERNEL given, and {error}") from error
+    return found.kernel, found.initrd

@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import pyvmm as package
 from pyvmm.cli.ending import ReportFile
 from pyvmm.cli.main import VERBS
+from pyvmm.cli.options import RUN, parse
+from pyvmm.cli.run import make_config
 from tests.support.cli import LIMIT, environment, pyvmm
 
 
@@ -55,7 +58,6 @@ def test_every_verb_explains_itself(verb):
         ([], "no verb given (expected run, doctor, image)"),
         (["boot"], "unknown verb 'boot'"),
         (["ru"], "unknown verb 'ru'"),
-        (["run"], "no KERNEL given"),
         (["run", "a", "b"], "one KERNEL expected, but there is also 'b'"),
         (["run", "k", "--", "ls"], "running a command in the guest (-- CMD) is not supported yet"),
         (["run", "k", "--memory", "1"], "unknown option --memory"),
@@ -83,6 +85,21 @@ def test_a_kernel_that_is_not_there_is_127(tmp_path):
     done = pyvmm("run", tmp_path / "nothing", "--dry-run")
     assert done.returncode == 127
     assert len(lines(done.stderr)) == 1 and "nothing: " in done.stderr.decode()
+
+
+def test_without_a_kernel_it_is_the_tiny_image(monkeypatch):
+    """Its initrd comes along, unless another one is named."""
+    monkeypatch.setattr("pyvmm.images.image", lambda name: SimpleNamespace(kernel=f"{name}/vmlinux", initrd="i.cpio"))
+    for words, initrd in (([], "i.cpio"), (["--initrd", "mine"], "mine")):
+        config = make_config(parse(RUN, ["--cpus", "2", *words]))
+        assert (config.kernel, config.initrd, config.cpus) == ("tiny/vmlinux", initrd, 2)
+
+
+def test_without_a_kernel_and_without_the_image(tmp_path):
+    done = pyvmm("run", "--dry-run", env=environment() | {"PYVMM_CACHE": str(tmp_path)})
+    assert done.returncode == 125
+    message = "pyvmm: no KERNEL given, and the image tiny is not built yet: pyvmm image build tiny"
+    assert lines(done.stderr) == [message]
 
 
 def test_a_dry_run_shows_what_would_be_where_and_needs_no_kvm(kernel):
