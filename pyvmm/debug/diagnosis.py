@@ -108,7 +108,7 @@ class Diagnosis:
     def guest_ends(self, outcome: Outcome) -> None:
         """A device says that the guest ends the run so. Called under the device's lock, on a vCPU's thread."""
         if outcome.reason == PANIC:
-            self._panic(outcome.detail)
+            self._panic("it said so at the pvpanic port")
         else:
             self._control.end(outcome)
 
@@ -117,15 +117,18 @@ class Diagnosis:
         if self._config.on_panic == "exit":
             self._control.end(Outcome("panic", STATUS_PANIC, detail))
             return
-        text = "; it goes on (--on-panic wait)"
+        text = f"the guest's kernel panicked ({detail}); "
         if self._config.on_panic == "pause":
             self._control.pause_soon()
-            text = "; its vCPUs stand still (--on-panic pause)"
+            text += "its vCPUs stand still (--on-panic pause)"
+        else:
+            text += "it goes on (--on-panic wait)"
         # A handler may not wait for whoever reads standard error.
-        threading.Thread(target=self._say, args=(detail + text,), daemon=True).start()
+        threading.Thread(target=self._say, args=(text,), daemon=True).start()
 
     def _text_panic(self) -> None:
-        self._panic(f"the guest's kernel has panicked and stands still: {self._panic_text()}")
+        if not self._panicked:
+            self._panic("its console says so, and it has stopped")
 
     def _panic_text(self) -> str:
         panics = [complaint.text for complaint in self.console.complaints if complaint.kind == PANIC]
@@ -139,9 +142,9 @@ class Diagnosis:
         counts = self.console.counts
         if outcome.reason in ("reboot", "crash") and (self._panicked or self.console.panic is not None):
             said = self._panic_text() or self._panicked
-            return Outcome("panic", STATUS_PANIC, f"the guest's kernel panicked: {said}; then {outcome.detail}")
-        if outcome.reason == "panic" and self._panic_text() and self._panic_text() not in outcome.detail:
-            outcome.detail += f": {self._panic_text()}"
+            return Outcome("panic", STATUS_PANIC, f"{said}; then {outcome.detail}")
+        if outcome.reason == "panic" and self._panic_text():
+            return Outcome("panic", STATUS_PANIC, f"{self._panic_text()} ({outcome.detail})")
         if outcome.reason in ENDED_WELL:
             for name in self._config.fail_on:
                 if counts.get(FAILING[name]):
@@ -154,9 +157,11 @@ class Diagnosis:
         """What the console makes likely, in words."""
         from pyvmm.debug.evidence import Reason
 
-        found = [Reason(hint.advice, [f"the kernel said: {line}"]) for hint, line in self.console.hints]
+        said: dict[str, list[str]] = {}
+        for hint, line in list(self.console.hints):
+            said.setdefault(hint.advice, []).append(f"the kernel said: {line}")
         console = self._about_console()
-        return [*found, *([Reason(console)] if console else [])]
+        return [Reason(advice, lines) for advice, lines in said.items()] + ([Reason(console)] if console else [])
 
     def lines(self) -> list[str]:
         """What the kernel said about its panic, oopses and warnings: REPORT_LINES at most, a panic's first."""
@@ -262,7 +267,7 @@ class Diagnosis:
     def _stuck(self, seconds: float, samples: list[list[Sample]], final: bool) -> None:
         told = self._explain(samples)
         if final:
-            detail = f"the guest has made no progress for {seconds:.0f} s" + (f": {told[0]}" if told else "")
+            detail = f"no progress for {seconds:.0f} s" + (f": {told[0]}" if told else "")
             self._control.end(Outcome("stuck", STATUS_STUCK, detail))
             return
         lines = [f"the guest has made no progress for {seconds:.0f} s (no exit); it is left running", *told]
@@ -297,7 +302,7 @@ class Diagnosis:
             return
         hint, line = self.console.waiting
         if final:
-            detail = f"the guest has waited for {seconds:.0f} s: {line}; likely {hint.advice}"
+            detail = f"it has waited for {seconds:.0f} s, and last said: {line}"
             self._control.end(Outcome("stuck", STATUS_STUCK, detail))
         else:
             self._say(f"the guest has waited for {seconds:.0f} s, and last said: {line}\nlikely: {hint.advice}")

@@ -9,6 +9,10 @@ from __future__ import annotations
 _IMAGE = "the bzImage is damaged or cut short: compare its size or checksum with where it came from"
 _NO_CPIO = "the initrd is no cpio archive that this kernel can read"
 _INIT = "see that the initrd has an executable /init (`cpio -t` lists it), or name another with --append init=/PATH"
+_ROOT = (
+    "there is no root file system: give --initrd FILE, a cpio archive with an executable /init, or check root= on the "
+    "command line; if an initrd is given, the kernel has said further up what it makes of it"
+)
 _FAULT = "a fault in the kernel or in a driver; the lines below say where, and the first one counts"
 
 
@@ -37,13 +41,11 @@ HINTS = (
     ),
     Hint(
         b"VFS: Cannot open root device",
-        "the kernel found no disk with a root file system: give --initrd FILE, a cpio archive with an executable "
-        "/init, or check root= on the command line",
+        _ROOT,
     ),
     Hint(
         b"VFS: Unable to mount root fs",
-        "there is no root file system: give --initrd FILE, a cpio archive with an executable /init; if one is given, "
-        "look further up for what the kernel says of it",
+        _ROOT,
     ),
     Hint(
         b"Gave up waiting for root",

@@ -205,7 +205,7 @@ def build(
         report = VcpuReport(capture(vcpu), memory, history, name)
         # A vCPU whose last exit was served did not end the run; it was only stopped with the one that did.
         concerned = not crashed or (bool(history) and not isinstance(history[-1], Pio | Mmio | Interrupted))
-        if concerned and report.state.whole:
+        if concerned and report.state.whole and reason != "panic":
             seen = samples[at] if at < len(samples) else ()
             wakers = armed[at] if at < len(armed) else None
             evidence = Evidence(report.state, memory, history, seen, wakers)

@@ -1,6 +1,6 @@
 """Whether a guest still makes progress: a thread that looks on, and what it makes of what it sees.
 
-Imports nothing; runs over plain callables, so that a test needs neither KVM nor time. While a guest makes exits,
+Imports threads; runs over plain callables, so that a test needs neither KVM nor time. While a guest makes exits,
 one look at the exit counters every PERIOD seconds is all that this costs. Only when no exit has come does it let the
 vCPUs stand still for the moment that it takes to read their registers.
 
@@ -18,6 +18,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+
+from pyvmm import threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -192,8 +194,7 @@ class Watch:
         limit = self._limit()
         if limit is not None:
             self.period = max(LEAST_PERIOD, min(self.period, limit / SAMPLES_LEAST))
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
+        self._thread = threads.start(threading.Thread(target=self._run, name="watch"))
 
     def stop(self) -> None:
         """Return with the thread at its end (or, should the VM not let go of it, left behind)."""

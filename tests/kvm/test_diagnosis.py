@@ -178,7 +178,8 @@ def test_pvpanic_ends_the_run_with_the_kernels_words(guest, tmp_path):
     done = run(guest(says(PANIC_TEXT, PVPANIC)), "--report", tmp_path / "report")
     report = json.loads((tmp_path / "report").read_text())
     assert (done.returncode, report["reason"]) == (122, "panic")
-    assert report["detail"].endswith("Kernel panic - not syncing: nothing to do")
+    assert report["detail"] == "Kernel panic - not syncing: nothing to do (it said so at the pvpanic port)"
+    assert report["crash"]["likely"] == []
     assert report["complaints"] == [{"kind": "panic", "lines": ["Kernel panic - not syncing: nothing to do"]}]
     assert report["crash"]["console"] == ["Kernel panic - not syncing: nothing to do"]
     assert b"pyvmm:   | Kernel panic - not syncing: nothing to do" in done.stderr
