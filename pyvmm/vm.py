@@ -16,12 +16,19 @@ import sys
 import threading
 import time
 
-from pyvmm import layout
+from pyvmm import layout, threads
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.boot import LoadedKernel, Surroundings, load
 from pyvmm.config import VmConfig
 from pyvmm.debug.diagnosis import Diagnosis
-from pyvmm.errors import STATUS_TIME_LIMIT, PyvmmError, TimeLimitError, UsageError, VcpuStuckError
+from pyvmm.errors import (
+    STATUS_TIME_LIMIT,
+    STATUS_VMM_ERROR,
+    PyvmmError,
+    TimeLimitError,
+    UsageError,
+    VcpuStuckError,
+)
 from pyvmm.machine import Machine
 from pyvmm.memory import GuestMemory
 from pyvmm.runloop import STUCK_AFTER, Control, Outcome, VcpuLoop
@@ -175,23 +182,22 @@ class VM:
             switch_interval.lower(self.config.switch_interval)
             self._host_closers.append(switch_interval.restore)
         self._control.steer(self._vcpus)
-        self._diagnose()
         self._announce("paused" if self._paused else "running")
-        for index, loop in enumerate(self.loops):
-            # A daemon: a vCPU that KVM never gives back must not keep the process from ending.
-            thread = threading.Thread(target=loop.run, name=f"vcpu{loop.vcpu.index}", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                failure = PyvmmError(f"vCPU {loop.vcpu.index}: {error}")
-                self.stop(Outcome("error", failure.exit_status, str(failure)))
-                for _ in self.loops[index:]:  # nobody else will say that these are gone
-                    self._control.thread_ended()
-                raise failure from None
+        waiting = list(self.loops)
+        try:
+            self._diagnose()
+            while waiting:
+                loop = waiting[0]
+                threads.start(threading.Thread(target=loop.run, name=f"vcpu{loop.vcpu.index}"))
+                del waiting[0]
+        except BaseException as error:
+            self.stop(Outcome("error", getattr(error, "exit_status", STATUS_VMM_ERROR), str(error)))
+            for _ in waiting:  # nobody else will say that these are gone
+                self._control.thread_ended()
+            raise
         if self.config.timeout is not None:
             timer = threading.Timer(self.config.timeout, self._time_limit)
-            timer.daemon = True
-            timer.start()
+            threads.start(timer)
             self._host_closers.append(timer.cancel)
 
     def _repair(self) -> Repair | None:

@@ -1,7 +1,7 @@
 """InputPump: the thread that carries what a console reads to the device, and never more than the device takes.
 
-Imports events. What the device did not take waits here, and nothing more is read once `limit` bytes wait: whoever
-writes at the other end is slowed down, and nothing is lost.
+Imports events and threads. What the device did not take waits here, and nothing more is read once `limit` bytes
+wait: whoever writes at the other end is slowed down, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import threading
 
+from pyvmm import threads
 from pyvmm.events import EventFd
 
 TYPE_CHECKING = False
@@ -38,14 +39,13 @@ class InputPump:
         self._receive: Callable[[bytes], int] = len
         self._event: EventFd | None = None
         self._lock = threading.Lock()  # `_event` is not closed while somebody signals it
-        # A daemon: a read from a terminal that went to the background must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name)
 
     def start(self, receive: Callable[[bytes], int]) -> None:
         """Begin; `receive(data)` gives the device input and returns how many bytes it took."""
         self._receive = receive
         self._event = EventFd()
-        self._thread.start()
+        threads.start(self._thread)
 
     def add(self, data: bytes) -> None:
         """Queue input for the device. For `ready()` alone."""

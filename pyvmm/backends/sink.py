@@ -1,6 +1,6 @@
 """OutputSink: what a guest writes, carried to a file descriptor by a thread of its own.
 
-Imports nothing of pyvmm. A device's handler may not block and nothing may be lost, so output that the descriptor does
+Imports threads. A device's handler may not block and nothing may be lost, so output that the descriptor does
 not take yet is kept. The buffer is bounded by the VM: at HIGH_WATER bytes `hold` keeps the vCPUs out of the guest, at
 LOW_WATER `release` lets them go on, so at most what the exits under way still write comes on top.
 
@@ -17,6 +17,8 @@ import os
 import select
 import threading
 import time
+
+from pyvmm import threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,9 +147,7 @@ class OutputSink:
 
     def _start_or_wake(self) -> None:
         if self._thread is None:
-            # A daemon: one that is stuck in write(2) must not keep the process from ending.
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            self._thread = threads.start(threading.Thread(target=self._run, name=self._name))
         else:
             self._work.notify()
 

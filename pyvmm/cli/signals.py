@@ -16,6 +16,8 @@ import os
 import threading
 import time
 
+from pyvmm import threads
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal  # the same functions, with types
@@ -63,7 +65,7 @@ class Signals:
         self._pipe, write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(write_end, False)
         _signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        threads.start(threading.Thread(target=self._watch, name="signals"))
         for number in ENDING:
             if _signal.getsignal(number) is not _signal.SIG_IGN:
                 _signal.signal(number, _noted)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from errno import (
     E2BIG,
+    EAGAIN,
     EBADF,
     EBUSY,
     EEXIST,
@@ -57,6 +58,7 @@ OF_IOCTL: dict[tuple[str, int], str] = {
     ("KVM_REGISTER_COALESCED_MMIO", ENOMEM): "the VM has its most coalesced zones already",
     ("KVM_RUN", ENOMEM): "the host has too little memory left, or the memory cgroup is full",
     ("KVM_RUN", EFAULT): "KVM could not reach the memory behind a slot",
+    ("KVM_RUN", EAGAIN): "the host lets KVM start no thread for this VM (a pids cgroup, ulimit -u)",
     ("KVM_RUN", EIO): "the VM is broken after an earlier error",
     ("KVM_SET_GUEST_DEBUG", EBUSY): "an exception is already waiting to be delivered",
     ("KVM_CREATE_DEVICE", EEXIST): "a VM can have only one such device",

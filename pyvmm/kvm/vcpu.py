@@ -13,13 +13,14 @@ until somebody sets `immediate_exit` to False.
 from __future__ import annotations
 
 import mmap
+import time
 from errno import EAGAIN, EFAULT, EINTR
 from struct import Struct
 
 from pyvmm.errors import KvmError
 from pyvmm.forks import keep_from_children
 from pyvmm.kvm.causes import cause
-from pyvmm.kvm.constants import KVM_COALESCED_MMIO_PAGE_OFFSET
+from pyvmm.kvm.constants import KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_MP_STATE_UNINITIALIZED
 from pyvmm.kvm.decode import ANSWERS, decode
 from pyvmm.kvm.descriptor import check
 from pyvmm.kvm.exits import (
@@ -57,6 +58,11 @@ _MMIO_PART = Struct("<Q8sIB")
 _PAGE = 4096
 _KEEP_ANSWER = (Pio, Mmio, Rdmsr)
 
+WAITING = 0.001
+"""Seconds that a vCPU which KVM wakes for nothing is left alone."""
+MOST_AGAIN = 100
+"""How often KVM may say EAGAIN to a vCPU that runs: beyond that the host lacks what every KVM_RUN asks for."""
+
 _kick_signal = 0
 
 
@@ -74,7 +80,7 @@ def kick_signal() -> int:
 class VcpuFd(VcpuState):
     """A virtual processor. One thread at a time runs it; `kick`, `immediate_exit` and reading are for any thread."""
 
-    __slots__ = ("_answer_at", "_map", "_runner", "_signal", "index")
+    __slots__ = ("_again", "_answer_at", "_map", "_runner", "_signal", "index")
 
     def __init__(self, fd: int, index: int, mmap_size: int, vm: VmFd) -> None:
         """Takes over `fd`, and closes it if the map cannot be had."""
@@ -83,6 +89,7 @@ class VcpuFd(VcpuState):
         self.vm = vm
         self._runner = ffi.new("int *")  # the kernel's id of the thread that ran this vCPU last
         self._answer_at = 0
+        self._again = 0
         try:
             self._signal = kick_signal()
             try:
@@ -118,11 +125,20 @@ class VcpuFd(VcpuState):
         return decode(page)
 
     def _no_exit(self, error: int) -> Exit:
-        if error in (EINTR, EAGAIN):
+        if error == EINTR or (error == EAGAIN and self._try_again()):
             return Interrupted()
         if error == EFAULT and _HEAD.unpack_from(self._map, _REASON)[0] == KVM_EXIT_MEMORY_FAULT:
             return decode(self._map)
         raise KvmError("KVM_RUN", error, cause("KVM_RUN", error))
+
+    def _try_again(self) -> bool:
+        """After EAGAIN, which KVM says once to a vCPU that another one starts: whether to call KVM_RUN again."""
+        if self.get_mp_state() == KVM_MP_STATE_UNINITIALIZED:
+            # Still to be started, but woken by what it must not answer yet: an NMI that waits for it wakes it for ever.
+            time.sleep(WAITING)
+            return True
+        self._again += 1
+        return self._again < MOST_AGAIN
 
     def answer(self, exit: Exit, data: bytes) -> None:
         """Give the guest what it asked for with `exit`, the last one that `run()` gave; the next `run()` delivers it.

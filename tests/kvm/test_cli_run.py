@@ -201,7 +201,8 @@ def test_a_host_without_room_for_a_thread_is_one_line(spin, vcpu):
     )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=LIMIT, env=environment())
-    assert (done.returncode, done.stderr.decode()) == (125, f"pyvmm: vCPU {vcpu}: can't start new thread\n")
+    message = f"can't start new thread (vcpu{vcpu}): the host has no room (a pids cgroup, ulimit -u)"
+    assert (done.returncode, done.stderr.decode()) == (125, f"pyvmm: {message}\n")
     assert time.monotonic() - began < 5, "close() waits for a thread that was never there"
 
 

@@ -212,6 +212,17 @@ def test_time_limit(image, code):
     assert outcome.report is not None
 
 
+def test_an_nmi_to_a_processor_that_was_never_started_costs_no_cpu(image):
+    """KVM wakes such a vCPU for ever and has nothing for it to do."""
+    # Protected mode: movl $0x1ff, 0xfee000f0 (APIC on); movl $1 << 24, 0xfee00310; movl $0x4400, 0xfee00300 (NMI to 1)
+    send = bytes.fromhex("c705f000e0feff010000 c7051003e0fe00000001 c7050003e0fe00440000")
+    began = time.process_time()
+    with VM(image(send + guests.HALT), mem="2M", cpus=2, flat_mode="protected", timeout=1) as vm:
+        assert vm.wait(LIMIT).reason == "time-limit"
+        assert vm.stats.exits["INTR"] > 20, "the NMI did not wake it"
+    assert time.process_time() - began < 0.4
+
+
 def test_waiting_has_a_limit_and_the_vm_runs_on(image):
     with VM(image(guests.SPIN), mem="1M", timeout=LIMIT) as vm:
         with pytest.raises(TimeLimitError):

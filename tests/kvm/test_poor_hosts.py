@@ -17,8 +17,6 @@ from tests.support.cli import LIMIT, PYVMM, environment
 
 pytestmark = pytest.mark.needs("kvm")
 
-MEMORY_GROUPS = "/sys/fs/cgroup/memory"
-
 
 @pytest.fixture
 def kernel(tmp_path):
@@ -115,39 +113,58 @@ def test_what_needs_a_forbidden_system_call_says_so(kernel):
     assert last == "pyvmm.errors.PyvmmError: cannot map 128 MiB of guest RAM (memfd): Operation not permitted"
 
 
+@pytest.fixture
+def group():
+    """A control group of its own with the limits that the test names: (controller, file, value)."""
+    made = ""
+
+    def make(controller, file, value):
+        nonlocal made
+        path = f"/sys/fs/cgroup/{controller}/pyvmm-test-{os.getpid()}"
+        try:
+            os.makedirs(path, exist_ok=True)
+            made = path
+            with open(f"{path}/{file}", "w") as limit:
+                limit.write(str(value))
+        except OSError as error:
+            pytest.skip(f"no {controller} cgroup can be made here: {error.strerror}")
+        return path
+
+    yield make
+    if made:
+        os.rmdir(made)
+
+
+def run_in(group, *arguments):
+    command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *PYVMM, "run", *map(str, arguments)]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT, env=environment())
+
+
 @pytest.mark.needs("root")
-def test_a_memory_cgroup_smaller_than_the_guest(tmp_path):
+def test_each_thread_may_be_the_one_too_many(group, kernel):
+    """Threads of KVM's own count too: a KVM_RUN that cannot have one says EAGAIN for ever."""
+    statuses = []
+    for threads in range(1, 12):
+        done = run_in(group("pids", "pids.max", threads), kernel, "--timeout", "20s")
+        statuses.append(done.returncode)
+        if done.returncode == 11:
+            break
+        assert done.returncode == 125
+        assert done.stderr.count(b"\n") == 1 and b"thread" in done.stderr and b"internal" not in done.stderr
+    assert statuses[-1] == 11 and len(statuses) > 3
+
+
+@pytest.mark.needs("root")
+def test_a_memory_cgroup_smaller_than_the_guest(group, tmp_path, kernel):
     """The kernel kills what uses more than its group may: the user is told beforehand."""
-    group = f"{MEMORY_GROUPS}/pyvmm-test-{os.getpid()}"
-    try:
-        os.mkdir(group)
-        with open(f"{group}/memory.limit_in_bytes", "w") as file:
-            file.write(str(96 << 20))
-    except OSError as error:
-        pytest.skip(f"no memory cgroup can be made here: {error.strerror}")
-    try:
-        fill = tmp_path / "fill.bin"
-        # mov $1 MiB, %edi; 1: movb $7, (%edi); add $4096, %edi; cmp $480 MiB, %edi; jb 1b; mov $5, %al; out %al, $0xf4
-        fill.write_bytes(bytes.fromhex("bf00001000 c60707 81c700100000 81ff0000001e 72ef b005 e6f4"))
-        for path, statuses in ((fill, (-9, 137)), (write(tmp_path, guests.EXIT_5), (11,))):
-            command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *PYVMM, "run", str(path)]
-            done = subprocess.run(
-                [*command, "--mem", "512M", "--flat-mode", "protected", "--timeout", "30s"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=LIMIT,
-                env=environment(),
-            )
-            assert done.returncode in statuses, done.stderr
-            assert done.stderr == (
-                b"pyvmm: the memory cgroup allows 96M, less than the guest's 512M: "
-                b"if the guest uses all its RAM, the kernel kills pyvmm\n"
-            )
-    finally:
-        os.rmdir(group)
-
-
-def write(folder, code):
-    path = folder / "guest.bin"
-    path.write_bytes(code)
-    return path
+    path = group("memory", "memory.limit_in_bytes", 96 << 20)
+    fill = tmp_path / "fill.bin"
+    # mov $1 MiB, %edi; 1: movb $7, (%edi); add $4096, %edi; cmp $480 MiB, %edi; jb 1b; mov $5, %al; out %al, $0xf4
+    fill.write_bytes(bytes.fromhex("bf00001000 c60707 81c700100000 81ff0000001e 72ef b005 e6f4"))
+    for guest, statuses in ((fill, (-9, 137)), (kernel, (11,))):
+        done = run_in(path, guest, "--mem", "512M", "--flat-mode", "protected", "--timeout", "30s")
+        assert done.returncode in statuses, done.stderr
+        assert done.stderr == (
+            b"pyvmm: the memory cgroup allows 96M, less than the guest's 512M: "
+            b"if the guest uses all its RAM, the kernel kills pyvmm\n"
+        )

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from pyvmm._native import _kvm
 from pyvmm.errors import KvmError
 from pyvmm.kvm import exits, vcpu
+from pyvmm.kvm.constants import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED
 from pyvmm.kvm.decode import DECODERS, decode
 from pyvmm.kvm.vcpu import VcpuFd
 
@@ -275,10 +277,34 @@ def test_writes_take_no_answer(cpu):
             cpu[0].answer(exit, b"\0")
 
 
-@pytest.mark.parametrize("error", [errno.EINTR, errno.EAGAIN])
-def test_interrupted(cpu, fake, error):
-    fake.results = [-error]
+def test_interrupted(cpu, fake):
+    fake.results = [-errno.EINTR]
     assert type(cpu[0].run()) is exits.Interrupted
+
+
+def test_a_vcpu_that_is_started_is_run_again(cpu, fake, monkeypatch):
+    monkeypatch.setattr(VcpuFd, "get_mp_state", lambda self: KVM_MP_STATE_RUNNABLE)
+    fake.results = [-errno.EAGAIN]
+    assert type(cpu[0].run()) is exits.Interrupted
+
+
+def test_a_host_that_says_again_for_ever_is_an_error(cpu, fake, monkeypatch):
+    monkeypatch.setattr(VcpuFd, "get_mp_state", lambda self: KVM_MP_STATE_RUNNABLE)
+    fake.results = [-errno.EAGAIN] * 200
+    with pytest.raises(KvmError, match="pids cgroup") as caught:
+        for _ in range(200):
+            assert type(cpu[0].run()) is exits.Interrupted
+    assert caught.value.errno == errno.EAGAIN
+    assert len(fake.results) == 100
+
+
+def test_a_vcpu_that_waits_to_be_started_is_no_error_and_no_spin(cpu, fake, monkeypatch):
+    monkeypatch.setattr(VcpuFd, "get_mp_state", lambda self: KVM_MP_STATE_UNINITIALIZED)
+    fake.results = [-errno.EAGAIN] * 200
+    began = time.monotonic()
+    for _ in range(200):
+        assert type(cpu[0].run()) is exits.Interrupted
+    assert time.monotonic() - began > 0.2
 
 
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.EFAULT, errno.EIO, errno.EBADF])
