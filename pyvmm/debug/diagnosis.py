@@ -267,7 +267,7 @@ class Diagnosis:
     def _stuck(self, seconds: float, samples: list[list[Sample]], final: bool) -> None:
         told = self._explain(samples)
         if final:
-            detail = f"no progress for {seconds:.0f} s" + (f": {told[0]}" if told else "")
+            detail = f"the guest has made no progress for {seconds:.0f} s" + (f": {told[0]}" if told else "")
             self._control.end(Outcome("stuck", STATUS_STUCK, detail))
             return
         lines = [f"the guest has made no progress for {seconds:.0f} s (no exit); it is left running", *told]
