@@ -89,7 +89,8 @@ class VmConfig:
     flat_mode        for flat binaries: "real", "protected" or "long"; None is real mode
     load_addr        for flat binaries: gpa of the first byte; None is the mode's usual place
     kernel_entry     how a bzImage is entered: "bzimage" (it unpacks itself), "payload" (pyvmm unpacks it), or "auto"
-    host_quirks      whether a Linux command line gets the words that this host's KVM needs
+    host_quirks      whether a Linux command line gets the words that this host's KVM needs, and whether instructions
+                     that it refuses are completed
     initrd           path of an initial RAM disk or first module, or None
     append           command line given to the kernel
     mem              bytes of RAM, a multiple of 4 KiB (a string is read by `parse_size`)

@@ -227,7 +227,7 @@ RUN = (
         metavar="ENTRY",
         convert=_one_of(KERNEL_ENTRIES),
     ),
-    Option("no-host-quirks", "leave what this host's KVM needs off a Linux command line", kind=FLAG),
+    Option("no-host-quirks", "leave out what helps guests on this host's KVM", kind=FLAG),
     Option(
         "flat-mode",
         f"mode in which a flat binary starts: {', '.join(FLAT_MODES)} (default real)",

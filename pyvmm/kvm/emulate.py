@@ -4,7 +4,8 @@ Pure Python, imports nothing. On VT-x and AMD-V the emulator meets little more t
 them (`pvm`, and any nested one that shadows page tables) runs all of ring 0 and real mode through it. What it does
 not know ends in KVM_EXIT_INTERNAL_ERROR, suberror 1 (KVM API, 5). The classes below were found by running one
 instruction each in ring 0 of a 64-bit guest on Linux 6.18's `kvm_pvm`. The table only names what has been refused
-already: an instruction in it may work elsewhere. Encodings: Intel SDM volume 2, chapter 2 and appendix A.
+already: an instruction in it may work elsewhere. A few of them pyvmm completes (completion.py). Encodings: Intel SDM
+volume 2, chapter 2 and appendix A.
 """
 
 from __future__ import annotations
