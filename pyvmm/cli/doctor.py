@@ -29,10 +29,10 @@ SCHEMA = 1
 
 
 def main(argv: list[str]) -> int:
-    """Runs `pyvmm doctor argv`. Returns 0 where guests can run, 126 where not; SystemExit(2) for wrong usage."""
-    import argparse
+    """Runs `pyvmm doctor argv`. Returns 0 where guests can run, 126 where not. Raises UsageError."""
+    from pyvmm.cli.parser import Parser
 
-    parser = argparse.ArgumentParser(prog="pyvmm doctor", description=HELP, allow_abbrev=False)
+    parser = Parser(prog="pyvmm doctor", description=HELP, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print the report as JSON (docs/doctor.md)")
     parser.add_argument("--all", action="store_true", help="list the capabilities that pyvmm does not use, too")
     parser.add_argument("--no-measure", action="store_true", help="run no guests to measure what exits cost")

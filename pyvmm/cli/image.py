@@ -45,9 +45,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    import argparse
+    from pyvmm.cli.parser import Parser
 
-    parser = argparse.ArgumentParser(prog="pyvmm image", description=HELP, allow_abbrev=False)
+    parser = Parser(prog="pyvmm image", description=HELP, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def add(verb: str, text: str) -> argparse.ArgumentParser:

@@ -80,6 +80,20 @@ def test_wrong_usage_is_one_line_and_how_it_is_meant(arguments, message):
     assert usage or arguments[:1] != ["run"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["doctor", "--nonsense"], "unrecognized arguments: --nonsense (pyvmm doctor --help explains)"),
+        (["doctor", "--js"], "unrecognized arguments: --js (pyvmm doctor --help explains)"),
+        (["image"], "the following arguments are required: VERB (pyvmm image --help explains)"),
+        (["image", "path"], "the following arguments are required: NAME (pyvmm image path --help explains)"),
+    ],
+)
+def test_wrong_usage_of_the_other_verbs_is_one_line(arguments, message):
+    done = pyvmm(*arguments)
+    assert (done.returncode, done.stdout, lines(done.stderr)) == (2, b"", [f"pyvmm: error: {message}"])
+
+
 def test_a_kernel_that_is_not_there_is_127(tmp_path):
     """Even without KVM: the dry run loads and does not run."""
     done = pyvmm("run", tmp_path / "nothing", "--dry-run")

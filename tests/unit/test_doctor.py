@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pyvmm.cli import doctor
+from pyvmm.errors import UsageError
 from pyvmm.kvm import hostcheck, hostvirt, native
 from pyvmm.kvm.caps import CAPABILITIES
 from tests.support.hosttree import AMD, INTEL, FakeHost
@@ -186,9 +187,9 @@ def test_exit_status_and_where_the_report_goes(
 
 @pytest.mark.parametrize("argv", [["--jsn"], ["--js"], ["more"]])
 def test_wrong_usage_is_status_2(argv: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(UsageError, match="unrecognized arguments") as caught:
         doctor.main(argv)
-    assert ended.value.code == 2
+    assert caught.value.exit_status == 2
 
 
 @pytest.mark.parametrize(
