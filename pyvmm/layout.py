@@ -32,7 +32,6 @@ MAX_RAM = 1 << 43
 """8 TiB: a memory slot holds 2^31 - 1 pages at most (KVM_MEM_MAX_NR_PAGES of Linux), and two of them are used."""
 
 # --- Below 1 MiB -----------------------------------------------------------------------------------------------
-BIOS_DATA_AREA = 0x400
 EBDA_SEGMENT_WORD = 0x40E
 """BIOS data area word with the EBDA's segment; Linux and others look here for the end of low memory."""
 BASE_MEMORY_WORD = 0x413
