@@ -171,7 +171,7 @@ def read(image: Image) -> Elf:
         what = f"segment {index}"
         if segment.offset + segment.filesz > image.size:
             raise refuse(
-                f"{what} is {segment.filesz} bytes from {segment.offset:#x}, beyond the end of the file",
+                f"{what} is {segment.filesz} bytes from {segment.offset:#x}, beyond the file's end: is it cut short?",
                 segment.header_at,
                 f"at most {image.size} bytes in all",
             )

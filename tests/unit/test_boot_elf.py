@@ -145,10 +145,10 @@ def test_header_refused(tmp_path: Path, kernel: bytes, words: str, offset: int) 
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        (build.P_OFFSET, 1 << 20, "beyond the end of the file"),
-        (build.P_OFFSET, -1, "beyond the end of the file"),
-        (build.P_FILESZ, 1000, "beyond the end of the file"),
-        (build.P_FILESZ, -1, "beyond the end of the file"),
+        (build.P_OFFSET, 1 << 20, "beyond the file's end"),
+        (build.P_OFFSET, -1, "beyond the file's end"),
+        (build.P_FILESZ, 1000, "beyond the file's end"),
+        (build.P_FILESZ, -1, "beyond the file's end"),
         (build.P_MEMSZ, 98, "takes 99 bytes of the file.*its 98 of memory"),
         (build.P_MEMSZ, -1, r"wraps: 0xf+ bytes from p_paddr 0x100000"),
         (build.P_MEMSZ, 16 * MIB, r"segment 0 \(0x100000-0x10fffff\) does not lie in RAM"),
