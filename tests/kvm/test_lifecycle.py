@@ -74,7 +74,7 @@ def churn(path, warm_up, count):
     assert tasks_after == tasks
     named = [mapping for mapping in maps if mapping[0] != "anonymous"]
     assert [mapping for mapping in maps_after if mapping[0] != "anonymous"] == named
-    # A VM's threads end one after the other; how many stacks and arenas libc keeps for the next ones is a matter of time.
+    # A VM's threads end one after the other: how many stacks and arenas libc keeps for others is a matter of time.
     assert abs(len(maps_after) - len(maps)) <= 8, "mappings pile up"
     assert rss_after - rss < 1 << 20, f"RSS grew by {rss_after - rss >> 10} KiB"
 
