@@ -1,13 +1,14 @@
 """The console written to a file: output only.
 
-May import the sink. The file is opened without waiting (open(2), O_NONBLOCK): a FIFO that nobody reads is an error
-and not a hang.
+May import its neighbours base and sink. The file is opened without waiting (open(2), O_NONBLOCK): a FIFO that nobody
+reads is an error and not a hang.
 """
 
 from __future__ import annotations
 
 import os
 
+from pyvmm.backends.base import StreamConsole
 from pyvmm.backends.sink import OutputSink
 from pyvmm.errors import BackendError
 
@@ -16,15 +17,14 @@ if TYPE_CHECKING:
     from pyvmm.backends import Link
 
 
-class FileConsole:
+class FileConsole(StreamConsole):
     """The guest's output in the file `path`, which is made or emptied. `failure` is the errno that ended it, or 0."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
         self.path = os.fspath(path)
-        self.failure = 0
         self._fd = -1
         self._link: Link | None = None
-        self._sink: OutputSink | None = None
 
     def start(self, link: Link) -> None:
         """Open the file. Raises BackendError, which names it."""
@@ -36,28 +36,12 @@ class FileConsole:
         self._link = link
         self._sink = OutputSink(self._fd, hold=link.hold, release=link.release, broken=self._broken)
 
-    def write(self, data: bytes) -> None:
-        """Output of the guest."""
-        if self._sink is not None:
-            self._sink.write(data)
-
-    def input_ready(self) -> None:
-        """Nothing: a file has no input."""
-
-    def drain(self, timeout: float | None) -> bool:
-        """Wait until all output is written; False once `timeout` seconds have gone by without progress."""
-        return self._sink is None or self._sink.drain(timeout)
-
     def close(self) -> None:
         """Close the file."""
-        if self._sink is not None:
-            self._sink.close()
+        super().close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def restore(self) -> None:
-        """Nothing: nothing of it outlives the process."""
 
     def _broken(self, errno: int) -> None:
         self.failure = errno

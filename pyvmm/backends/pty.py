@@ -1,7 +1,7 @@
 """The console on a pseudo-terminal of its own, for a terminal program to be connected to (`screen /dev/pts/7`).
 
-May import the sink and the pump. pty(7): while nobody has the other end open, the master polls as hung up; what the
-guest writes meanwhile is kept up to the sink's bound, and whoever opens it sees that first.
+May import its neighbours base, sink and pump. pty(7): while nobody has the other end open, the master polls as hung
+up; what the guest writes meanwhile is kept up to the sink's bound, and whoever opens it sees that first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 
+from pyvmm.backends.base import StreamConsole
 from pyvmm.backends.pump import InputPump
 from pyvmm.backends.sink import OutputSink
 from pyvmm.errors import BackendError
@@ -23,17 +24,15 @@ LOOK_AGAIN = 100
 """Milliseconds between two looks whether somebody has opened the other end: that is no event for poll(2)."""
 
 
-class PtyConsole:
+class PtyConsole(StreamConsole):
     """A pseudo-terminal as a console. `say(text)` announces its name; `name` is the path, once started."""
 
     def __init__(self, *, say: Callable[[str], None]) -> None:
-        self.failure = 0
+        super().__init__()
         self.name = ""
         self._say = say
         self._master = -1
         self._connected = False
-        self._sink: OutputSink | None = None
-        self._pump: InputPump | None = None
 
     def start(self, link: Link) -> None:
         """Make the pseudo-terminal and announce its name. Raises BackendError."""
@@ -53,32 +52,12 @@ class PtyConsole:
         self._pump.start(link.receive)
         self._say(f"console on {self.name}")
 
-    def write(self, data: bytes) -> None:
-        """Output of the guest."""
-        if self._sink is not None:
-            self._sink.write(data)
-
-    def input_ready(self) -> None:
-        """The device has room again."""
-        if self._pump is not None:
-            self._pump.input_ready()
-
-    def drain(self, timeout: float | None) -> bool:
-        """Wait until whoever is connected has been sent everything."""
-        return self._sink is None or self._sink.drain(timeout)
-
     def close(self) -> None:
         """Close the pseudo-terminal; its name is gone with it."""
-        if self._pump is not None:
-            self._pump.close()
-        if self._sink is not None:
-            self._sink.close()
+        super().close()
         master, self._master = self._master, -1
         if master >= 0:
             os.close(master)
-
-    def restore(self) -> None:
-        """Nothing: nothing of it outlives the process."""
 
     def _watch(self) -> tuple[int, int | None]:
         poll = select.poll()

@@ -1,13 +1,14 @@
 """The console on standard input and output: a terminal, pipes, files, or nothing at all.
 
-May import the sink, the pump and the terminal. If standard input is a terminal it is put into raw mode and the escape
-key works; otherwise bytes pass unchanged in both directions, and the end of the input is no event at all.
+May import its neighbours base, sink, pump and terminal. If standard input is a terminal it is put into raw mode and the
+escape key works; otherwise bytes pass unchanged in both directions, and the end of the input is no event at all.
 """
 
 from __future__ import annotations
 
 import os
 
+from pyvmm.backends.base import StreamConsole
 from pyvmm.backends.pump import InputPump
 from pyvmm.backends.sink import OutputSink
 from pyvmm.backends.terminal import CTRL_A, EscapeFilter, Terminal
@@ -25,7 +26,7 @@ TYPE_AHEAD = 1 << 20
 """Bytes typed or pasted that wait for the guest at most. As long as there is room, the escape key is heard."""
 
 
-class StdioConsole:
+class StdioConsole(StreamConsole):
     """Standard input and output as a console.
 
     `quit()` is called when the user leaves by the escape key, `state()` returns the text that the user asked for,
@@ -42,7 +43,7 @@ class StdioConsole:
         stdin: int = 0,
         stdout: int = 1,
     ) -> None:
-        self.failure = 0
+        super().__init__()
         self.terminal: Terminal | None = None
         self._filter = EscapeFilter(escape)
         self._quit = quit
@@ -53,8 +54,6 @@ class StdioConsole:
         self._ended = False
         self._last = b""
         self._link: Link | None = None
-        self._sink: OutputSink | None = None
-        self._pump: InputPump | None = None
 
     def start(self, link: Link) -> None:
         """Take the terminal and begin to read. Raises BackendError if the terminal cannot be set."""
@@ -71,24 +70,11 @@ class StdioConsole:
     def write(self, data: bytes) -> None:
         """Output of the guest."""
         self._last = data
-        if self._sink is not None:
-            self._sink.write(data)
-
-    def input_ready(self) -> None:
-        """The device has room again."""
-        if self._pump is not None:
-            self._pump.input_ready()
-
-    def drain(self, timeout: float | None) -> bool:
-        """Wait until all output is written; False once `timeout` seconds have gone by without progress."""
-        return self._sink is None or self._sink.drain(timeout)
+        super().write(data)
 
     def close(self) -> None:
         """Put the terminal back and stop reading and writing."""
-        if self._pump is not None:
-            self._pump.close()
-        if self._sink is not None:
-            self._sink.close()
+        super().close()
         self.restore()
 
     def restore(self) -> None:

@@ -1,14 +1,17 @@
 """The console on a UNIX stream socket that others connect to, one at a time, as often as they like.
 
-May import the sink and the pump. unix(7). While nobody is connected, output is kept up to the sink's bound, and the
-next client sees that first; further clients wait in the socket's queue until the one before them has gone.
+May import its neighbours base, sink and pump. unix(7). While nobody is connected, output is kept up to the sink's
+bound, and the next client sees that first; further clients wait in the socket's queue until the one before them has
+gone.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import time
 
+from pyvmm.backends.base import StreamConsole
 from pyvmm.backends.pump import InputPump
 from pyvmm.backends.sink import OutputSink
 from pyvmm.errors import BackendError
@@ -22,19 +25,19 @@ if TYPE_CHECKING:
 PATH_MAX = 107
 """Bytes of a socket's path: sun_path has 108, the last of them zero (unix(7))."""
 WAITING_CLIENTS = 8
+FULL = 0.1
+"""Seconds until a client that the process has no descriptor for is looked at again."""
 
 
-class UnixConsole:
+class UnixConsole(StreamConsole):
     """A listening socket at `path` as a console."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
         self.path = os.fspath(path)
-        self.failure = 0
         self._inode: tuple[int, int] | None = None
         self._listener: socket.socket | None = None
         self._client: socket.socket | None = None
-        self._sink: OutputSink | None = None
-        self._pump: InputPump | None = None
 
     def start(self, link: Link) -> None:
         """Make the socket. A stale one, where nobody listens any more, is replaced. Raises BackendError."""
@@ -57,26 +60,9 @@ class UnixConsole:
         self._pump = InputPump("console-input", self._watch, self._ready)
         self._pump.start(link.receive)
 
-    def write(self, data: bytes) -> None:
-        """Output of the guest."""
-        if self._sink is not None:
-            self._sink.write(data)
-
-    def input_ready(self) -> None:
-        """The device has room again."""
-        if self._pump is not None:
-            self._pump.input_ready()
-
-    def drain(self, timeout: float | None) -> bool:
-        """Wait until the client has been sent everything."""
-        return self._sink is None or self._sink.drain(timeout)
-
     def close(self) -> None:
         """Hang up and remove the socket."""
-        if self._pump is not None:
-            self._pump.close()
-        if self._sink is not None:
-            self._sink.close()
+        super().close()
         self._hang_up()
         if self._listener is not None:
             self._listener.close()
@@ -132,6 +118,8 @@ class UnixConsole:
             return
         except OSError:
             data = b""
+            if self._client is None:  # no room for a client, and the queue stays readable
+                time.sleep(FULL)
         if data:
             self._pump.add(data)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import socket
 import stat
@@ -378,6 +379,23 @@ def test_a_client_that_reads_nothing_holds_the_vm_until_it_goes(link, unix):
     assert link.calls[-1] == "hold"
     client.close()
     wait_for(lambda: link.calls[-1] == "release", "release")
+
+
+def test_a_client_that_there_is_no_descriptor_for_waits_and_costs_no_cpu(unix):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as client:
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            client.connect(unix.path)
+            began = time.process_time()
+            time.sleep(0.5)
+            assert time.process_time() - began < 0.1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        unix.write(b"hello")
+        read_until(client.fileno(), b"hello")
 
 
 def test_the_socket_goes_with_the_console(unix):
