@@ -26,19 +26,19 @@ BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb
 .NOTPARALLEL:
 
 help:
-	@echo "make demo       set up, then run guests to their greetings (needs /dev/kvm)"
+	@echo "make demo       set up, then run guests to their greetings, Linux among them (needs /dev/kvm)"
 	@echo "make test       set up, then run all tests; what the machine lacks is skipped and named"
 	@echo "make test-unit  the tests that need neither KVM nor any tool but Python and gcc"
 	@echo "make soak       the long counts: thousands of VMs, random kills, sanitizers"
 	@echo "make lint       ruff, mypy --strict, the layers"
 	@echo "make bench      measure, print a table, write JSON and a plot"
-	@echo "make images     build every small guest into the cache"
+	@echo "make images     build every small guest and Linux image into the cache"
 	@echo "make clean      remove what was built here (the cache of guest images stays)"
 
 # Ends within a second where KVM cannot be used: the recipe's status is 126, which make prints (its own is 2).
 demo:
 	@scripts/check-kvm.sh
-	@scripts/tools.sh build
+	@scripts/tools.sh linux
 	@$(SUBMAKE) $(INSTALLED) $(NATIVE)
 	@scripts/demo.sh $(VENV)/bin/pyvmm
 
@@ -50,11 +50,13 @@ test-unit:
 test:
 	@scripts/tools.sh test
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@scripts/linux-image.sh $(VENV)/bin/pyvmm
 	@scripts/run-tests.sh $(VENV)/bin/python $(ARGS)
 
 soak:
 	@scripts/tools.sh test
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@scripts/linux-image.sh $(VENV)/bin/pyvmm
 	@$(VENV)/bin/python -m pytest --soak -v $(ARGS)
 
 lint:
@@ -73,7 +75,7 @@ bench:
 	@$(VENV)/bin/python -m bench $(ARGS)
 
 images:
-	@scripts/tools.sh build
+	@scripts/tools.sh linux
 	@$(SUBMAKE) $(INSTALLED) $(NATIVE)
 	@$(VENV)/bin/pyvmm image build $(or $(ARGS),all)
 

@@ -1,11 +1,11 @@
 #!/bin/sh
-# tools.sh build|test|bench: finds every Debian package that is missing. `build` is what building pyvmm and its guests
-# takes, `test` adds what some tests use, `bench` what measurements are compared with. Root gets them installed; anybody
-# else is told the one command and stops here (1), before anything slow, unless that would only be left out. Never calls
-# sudo. PYTHON names the interpreter.
+# tools.sh build|linux|test|bench: finds every Debian package that is missing. `build` is what building pyvmm and its
+# guests takes, the others add what building a Linux kernel takes, `test` also what some tests use, and `bench` what
+# measurements are compared with. Root gets them installed; anybody else is told the one command and stops here (1),
+# before anything slow, unless that would only be left out. Never calls sudo. PYTHON names the interpreter.
 set -u
 
-what=${1:?build, test or bench}
+what=${1:?build, linux, test or bench}
 PYTHON=${PYTHON:-python3}
 needed= # Debian packages that nothing works without
 wanted= # those without which something is skipped
@@ -53,19 +53,42 @@ want() { # want PACKAGE PROGRAM
     have "$2" || wanted="$wanted $1"
 }
 
+linux() { # what `pyvmm image build tiny` takes beside the compiler
+    want make make
+    want flex flex
+    want bison bison
+    want bc bc
+    want patch patch
+    want xz-utils xz
+}
+
 case $what in
+linux)
+    linux
+    ;;
 test)
+    linux
     want git git
     want cpio cpio
     want acpica-tools iasl
     want util-linux setpriv
     ;;
 bench)
+    linux
     want qemu-system-x86 qemu-system-x86_64
     ;;
 esac
 
-[ -n "$needed$wanted" ] || exit 0
+if [ -z "$needed$wanted" ]; then
+    # `pyvmm image build` has apt download the kernel's source: apt must have heard of that package.
+    if [ "$what" != build ] && [ "$(id -u)" = 0 ] && have apt-cache; then
+        apt-cache show linux-source-6.1 >/dev/null 2>&1 || {
+            echo "==> updating apt's lists of packages"
+            apt-get update -q >/dev/null 2>&1 || echo "pyvmm: apt-get update failed" >&2
+        }
+    fi
+    exit 0
+fi
 if [ "$(id -u)" = 0 ] && have apt-get; then
     echo "==> installing$needed$wanted"
     export DEBIAN_FRONTEND=noninteractive

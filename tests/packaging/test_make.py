@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ pytestmark = [pytest.mark.needs("git", "make"), pytest.mark.timeout(600)]
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 HIDDEN = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /dev/kvm && "$@"', "sh"]
 USED_BY_SCRIPTS = ("sh", "id", "basename", "mktemp", "rm", "tail", "stat", "gcc", "ld")
-LOOKED_FOR = ("git", "cpio", "iasl", "setpriv", "qemu-system-x86_64")
+FOR_LINUX = ("make", "flex", "bison", "bc", "patch", "xz")
+LOOKED_FOR = (*FOR_LINUX, "git", "cpio", "iasl", "setpriv", "qemu-system-x86_64")
 
 
 def run(
@@ -108,7 +110,7 @@ def tools(programs: Path, what: str = "build") -> subprocess.CompletedProcess[st
 
 
 def test_a_complete_machine_hears_nothing(programs: Path) -> None:
-    for what in ("build", "test", "bench"):
+    for what in ("build", "linux", "test", "bench"):
         result = tools(programs, what)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
@@ -123,6 +125,27 @@ def test_root_gets_what_is_missing(programs: Path, tmp_path: Path) -> None:
     assert tools(programs, "test").stdout == "==> installing binutils git\n"
     assert tools(programs, "bench").stdout == "==> installing binutils qemu-system-x86\n"
     assert (tmp_path / "asked").read_text().splitlines()[-1].endswith(" binutils qemu-system-x86")
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("what", ["linux", "test", "bench"])
+def test_what_builds_linux_is_installed_where_linux_is_built(programs: Path, what: str) -> None:
+    for name in FOR_LINUX:
+        (programs / name).unlink()
+    stand_in(programs, "apt-get", "exit 0")
+    assert tools(programs, what).stdout == "==> installing make flex bison bc patch xz-utils\n"
+    assert tools(programs).stdout == ""
+
+
+@pytest.mark.needs("root")
+def test_lists_of_packages_that_lack_the_kernels_source_are_updated(programs: Path, tmp_path: Path) -> None:
+    stand_in(programs, "apt-get", f'echo "$*" >> {tmp_path}/asked')
+    stand_in(programs, "apt-cache", "exit 0")
+    assert tools(programs, "linux").stdout == ""
+    stand_in(programs, "apt-cache", "exit 100")
+    assert tools(programs).stdout == ""
+    assert tools(programs, "linux").stdout == "==> updating apt's lists of packages\n"
+    assert (tmp_path / "asked").read_text() == "update -q\n"
 
 
 @pytest.mark.needs("root")
@@ -196,13 +219,30 @@ def test_sudo_is_never_called() -> None:
         assert not [line for line in commands if "sudo" in line], path
 
 
-@pytest.mark.needs("kvm", "gcc")
+def test_an_image_that_cannot_be_built_stops_no_test(tmp_path: Path) -> None:
+    stand_in(tmp_path, "pyvmm", 'echo "$*"; exit 1')
+    result = run(ROOT / "scripts/linux-image.sh", tmp_path / "pyvmm", cwd=ROOT)
+    assert result.returncode == 0
+    if run(ROOT / "scripts/check-kvm.sh").returncode == 0:
+        assert result.stdout.splitlines()[1:] == ["image build tiny", "pyvmm: without that image, no test boots Linux"]
+    without = run(ROOT / "scripts/linux-image.sh", tmp_path / "pyvmm", cwd=ROOT, PYVMM_NO_KVM="1")
+    assert (without.returncode, without.stdout) == (0, "")
+
+
+@pytest.mark.needs("kvm", "gcc", "tiny-image")
 def test_a_fresh_checkout_runs_the_demo_and_again_quickly(checkout: Path, tmp_path: Path) -> None:
+    carried = str(tmp_path / "tiny.tar")  # building a kernel anew would take minutes
+    image = [sys.executable, "-m", "pyvmm", "image"]
+    assert run(*image, "export", "tiny", carried, cwd=ROOT).returncode == 0
+    assert run(*image, "import", carried, cwd=ROOT, PYVMM_CACHE=str(tmp_path / "cache")).returncode == 0
     result = run("make", "demo", cwd=checkout, PYVMM_CACHE=str(tmp_path / "cache"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Hello from 64-bit long mode!\n" in result.stdout
     assert "16 CPUs, together 16000\n" in result.stdout
+    found = re.search(r"(?m)^pyvmm: greeting=(\w{12}) kernel=6\.1\.\S+ memory=\d+kB cpus=2$", result.stdout)
+    assert found and f"==> booting it, with the word {found[1]}\n" in result.stdout
     again = run("make", "demo", cwd=checkout, PYVMM_CACHE=str(tmp_path / "cache"))
     assert again.returncode == 0
     assert "virtual environment" in result.stdout and "virtual environment" not in again.stdout
     assert "C helper" in result.stdout and "C helper" not in again.stdout
+    assert found[1] not in again.stdout
