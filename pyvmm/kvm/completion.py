@@ -50,7 +50,7 @@ def complete(vcpu: Vcpu, exit: InternalError, memory: GuestMemory, features: dic
 
     `features` keeps what CPUID says from one call for this vCPU to the next; it begins empty.
     True if that is done, and `exit.completed` names the instruction (with the exception, if it raised one); False, with
-    nothing changed but perhaps accessed flags in page tables, where it is not for pyvmm. Raises KvmError.
+    nothing changed but perhaps flags in page tables, where it is not for pyvmm. Raises KvmError.
     """
     if exit.suberror != KVM_INTERNAL_ERROR_EMULATION:
         return False

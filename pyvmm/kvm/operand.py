@@ -147,11 +147,9 @@ class Processor:
     def compare_exchange(self, gva: int, length: int, expected: int, desired: int) -> tuple[bool, int]:
         """One locked compare-and-exchange: whether it stored `desired`, and what was there before.
 
-        Raises Fault, NotCompleted (for one access to two cache lines, too), LostRace.
+        Raises Fault, NotCompleted (for one access to two cache lines, and so to two pages, too), LostRace.
         """
         self._check_alignment(gva, length)
-        if gva % PAGE > PAGE - length:
-            raise NotCompleted("the operand crosses a page")
         return compare_exchange(self.memory, self._translate(gva, length, write=True), length, expected, desired)
 
     def _next(self, gva: int, by: int) -> int:

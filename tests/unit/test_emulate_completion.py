@@ -289,7 +289,8 @@ def test_int3_above_ring_0_is_left_alone() -> None:
 def test_fwait_raises_what_is_pending() -> None:
     assert Guest("9b", cr0=0x80000031 | bits.CR0_MP | bits.CR0_TS).meets(NM)
     for cr0 in (bits.CR0_TS, bits.CR0_MP):
-        assert Guest("9b", cr0=0x80000031 | cr0).complete()
+        guest = Guest("9b", cr0=0x80000031 | cr0)
+        assert guest.complete() and guest.vcpu.raised is None
     guest = Guest("9b")
     guest.vcpu.fpu = SimpleNamespace(fcw=0x37F & ~4, fsw=0x8004 | 0x80)
     assert guest.meets(MF)
@@ -450,6 +451,25 @@ def test_accessed_and_dirty_flags_of_32_bit_paging() -> None:
     assert guest.memory.read_u32(PAGE_TABLE + 4096 + 8) == 0x12345000
 
 
+def test_accessed_flags_of_pae_paging() -> None:
+    guest = Guest("f30fb806", "protected", rsi=0x5000)
+    guest.state.cr0 |= bits.CR0_PG
+    guest.state.cr3, guest.state.cr4 = PAGE_TABLE, bits.CR4_PAE
+    link = PRESENT | WRITABLE
+    for gpa, entry in (
+        (0, (PAGE_TABLE + 4096) | PRESENT),
+        (4096, (PAGE_TABLE + 8192) | link),
+        (8192 + 40, DATA | link),
+    ):
+        guest.memory.write_u64(PAGE_TABLE + gpa, entry)
+    guest.memory.write(DATA, b"\x07")
+    assert guest.complete() and guest.vcpu.raised is None
+    assert guest.state.rax == 3
+    assert guest.memory.read_u64(PAGE_TABLE) == (PAGE_TABLE + 4096) | PRESENT  # has no flags (4.4.2)
+    assert guest.memory.read_u64(PAGE_TABLE + 4096) == (PAGE_TABLE + 8192) | link | ACCESSED
+    assert guest.memory.read_u64(PAGE_TABLE + 8192 + 40) == DATA | link | ACCESSED
+
+
 def test_an_entry_that_changes_meanwhile_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = Guest(CMPXCHG, rsi=HIGH, rbx=1)
     entry = map_page(guest.memory, HIGH, DATA, PRESENT | WRITABLE)
@@ -486,10 +506,23 @@ def test_a_read_over_two_pages() -> None:
 def test_addresses_that_are_none() -> None:
     for address in (1 << 47, (1 << 47) - 4, MASK ^ 1 << 47, 0x1234 << 48):
         assert Guest(POPCNT, rsi=address).meets(GP, 0)
+    # With 5-level paging bit 56 is the sign, and 1 << 47 an address like others: one that is not mapped.
+    assert Guest(POPCNT, rsi=1 << 47, cr4=bits.CR4_PAE | bits.CR4_LA57).meets(PF, 0)
+    assert Guest(POPCNT, rsi=1 << 56, cr4=bits.CR4_PAE | bits.CR4_LA57).meets(GP, 0)
     assert Guest("f3480fb84500", rbp=1 << 47).meets(SS, 0)
     assert Guest("f3480fb80424", rsp=1 << 62).meets(SS, 0)
     assert Guest(CMPXCHG, rsi=DATA + 8).meets(GP, 0)
     assert Guest("480fc74d08", rbp=DATA).meets(GP, 0)  # not aligned is #GP on the stack too
+
+
+def test_addresses_relative_to_rip_count_from_the_next_instruction() -> None:
+    for code, at in (("f30fb80510000000", CODE + 8 + 16), ("67f30fb805f8ffffff", CODE + 9 - 8)):
+        guest = Guest(code)
+        value = guest.memory.read_u32(at) | 0x8000_0000
+        guest.memory.write_u32(at, value)
+        guest.exit.insn_bytes = guest.code
+        assert guest.complete() and guest.vcpu.raised is None
+        assert guest.state.rax == value.bit_count()
 
 
 @pytest.mark.parametrize("mode", ["long", "protected"])
