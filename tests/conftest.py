@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
+from collections.abc import Generator
 
 import pytest
 
@@ -62,3 +64,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("skipped", sep="-")
     for reason, count in sorted(skipped.items()):
         terminalreporter.write_line(f"{count:5} {'test' if count == 1 else 'tests'}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """A test that closes descriptor 0, 1 or 2 would be noticed in another one: name the culprit."""
+    result = yield
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)
+            pytest.fail(f"this test, or a thread of an earlier one, closed descriptor {fd}", pytrace=False)
+    return result
