@@ -6,7 +6,15 @@ Imports the rest of pyvmm.kvm but system.py. Follows the KVM API document (Docum
 
 from __future__ import annotations
 
-from pyvmm.kvm.constants import KVM_MEM_READONLY, KVM_MSR_FILTER_DEFAULT_ALLOW, KVM_MSR_FILTER_DEFAULT_DENY
+from errno import ENODEV
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm.constants import (
+    KVM_CREATE_DEVICE_TEST,
+    KVM_MEM_READONLY,
+    KVM_MSR_FILTER_DEFAULT_ALLOW,
+    KVM_MSR_FILTER_DEFAULT_DENY,
+)
 from pyvmm.kvm.device import DeviceFd
 from pyvmm.kvm.interrupts import Interrupts
 from pyvmm.kvm.native import ffi
@@ -71,9 +79,20 @@ class VmFd(Interrupts):
         """A vCPU with the APIC id `index` (4.7)."""
         return self.adopt(VcpuFd(self.ioctl("KVM_CREATE_VCPU", index), index, self._vcpu_mmap_size, self))
 
-    def create_device(self, type: int, flags: int = 0) -> DeviceFd:
+    def has_device(self, type: int) -> bool:
+        """Whether KVM could make a device of this type (4.79, KVM_CREATE_DEVICE_TEST)."""
+        request = ffi.new("struct kvm_create_device *", {"type": type, "flags": KVM_CREATE_DEVICE_TEST})
+        try:
+            self.ioctl("KVM_CREATE_DEVICE", request)
+        except KvmError as error:
+            if error.errno != ENODEV:
+                raise
+            return False
+        return True
+
+    def create_device(self, type: int) -> DeviceFd:
         """A device inside KVM (4.79)."""
-        request = ffi.new("struct kvm_create_device *", {"type": type, "flags": flags})
+        request = ffi.new("struct kvm_create_device *", {"type": type})
         self.ioctl("KVM_CREATE_DEVICE", request)
         return self.adopt(DeviceFd(request.fd, type))
 

@@ -296,6 +296,25 @@ def test_close_is_in_order_and_happens_once(kvm):
     assert order == [("second", True), ("first", True)]
 
 
+def test_asking_for_a_device_makes_none(fake):
+    """KVM leaves the descriptor's place at 0, which is somebody else's."""
+    fake()
+    with VmFd(os.open("/dev/null", os.O_RDONLY), 0) as vm:
+        assert vm.has_device(4)
+    os.fstat(0)
+
+
+@pytest.mark.parametrize(("number", "there"), [(errno.ENODEV, False), (errno.EPERM, None)])
+def test_a_device_that_is_not_there(fake, number, there):
+    fake(KVM_CREATE_DEVICE=-number)
+    with VmFd(os.open("/dev/null", os.O_RDONLY), 0) as vm:
+        if there is None:
+            with pytest.raises(KvmError):
+                vm.has_device(4)
+        else:
+            assert vm.has_device(4) == there
+
+
 def test_one_child_that_cannot_be_closed_does_not_keep_the_vm_open(kvm):
     class Bad(Descriptor):
         __slots__ = ()
