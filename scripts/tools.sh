@@ -63,8 +63,13 @@ linux() { # what `pyvmm image build tiny` takes beside the compiler
 }
 
 case $what in
-linux)
+linux) # all that is asked for: nothing would be left without it
     linux
+    if [ -n "$wanted" ]; then
+        needed=$needed$wanted
+        absent="$absent${absent:+, }what builds a Linux kernel"
+        wanted=
+    fi
     ;;
 test)
     linux

@@ -175,6 +175,13 @@ def test_anybody_else_is_told_the_one_command(somebody: Path) -> None:
     assert remedy == "apt-get install gcc binutils libc6-dev\n"
 
 
+def test_a_demo_without_what_builds_linux_stops_before_anything_slow(somebody: Path) -> None:
+    (somebody / "flex").unlink()
+    result = tools(somebody, "linux")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "pyvmm: missing: what builds a Linux kernel. As root: apt-get install flex\n"
+
+
 @pytest.mark.parametrize(("what", "package"), [("test", "git"), ("bench", "qemu-system-x86")])
 def test_what_can_be_left_out_stops_nobody(somebody: Path, what: str, package: str) -> None:
     for name in ("git", "qemu-system-x86_64"):
