@@ -130,7 +130,9 @@ def test_note_longer_than_its_segment(tmp_path: Path, field: int, value: int) ->
 
 def test_note_segment_beyond_the_file(tmp_path: Path) -> None:
     kernel = with_notes(pvh_note(MIB))
-    refused(tmp_path, patched(kernel, build.phdr(1, build.P_OFFSET), "<Q", len(kernel)), "segment 1 .*beyond the file's end")
+    refused(
+        tmp_path, patched(kernel, build.phdr(1, build.P_OFFSET), "<Q", len(kernel)), "segment 1 .*beyond the file's end"
+    )
 
 
 def test_too_many_notes(tmp_path: Path) -> None:
