@@ -45,13 +45,19 @@ class Session:
     def type(self, keys: bytes) -> None:
         os.write(self.leader, keys)
 
-    def see(self, expected: bytes) -> bytes:
-        """Read what the terminal shows until `expected` is in it."""
+    def see(self, *expected: bytes) -> bytes:
+        """Read what the terminal shows until each of `expected` is in it, one behind the other."""
         deadline = time.monotonic() + self.limit
-        while expected not in self.shown:
-            assert time.monotonic() < deadline, f"{self.shown[-300:]!r} has no {expected[-100:]!r}"
-            if select.select([self.leader], [], [], 0.1)[0]:
-                self.shown += os.read(self.leader, 65536)
+        searched = 0
+        for text in expected:
+            while (found := self.shown.find(text, searched)) < 0:
+                assert time.monotonic() < deadline, f"{self.shown[-300:]!r} has no {text[-100:]!r}"
+                over = self.process.poll() is not None
+                if select.select([self.leader], [], [], 0.1)[0]:
+                    self.shown += os.read(self.leader, 65536)
+                else:
+                    assert not over, f"ended; {self.shown[-300:]!r} has no {text[-100:]!r}"
+            searched = found + len(text)
         return self.shown
 
     def raw(self) -> bool:

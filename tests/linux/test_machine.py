@@ -1,0 +1,121 @@
+"""Two CPUs that work, memory above 4 GiB that keeps what is written, the power button. One boot, by the Python API."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pyvmm import VM
+from pyvmm.backends.capture import CaptureConsole
+from pyvmm.layout import HOLE_END
+from tests.support.linux import LIMIT, PREPARE, PROMPT, image
+
+pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.timeout(3 * LIMIT)]
+
+
+class Guest:
+    """A VM with the image's shell, which answers a line at a time."""
+
+    def __init__(self, vm: VM) -> None:
+        assert isinstance(vm.console, CaptureConsole)
+        self.vm = vm
+        self.console = vm.console
+        self.console.expect("pyvmm: greeting=.*\n", LIMIT)
+        self.console.expect("# ", LIMIT)
+        self.console.send(PREPARE + "\n")
+        self.console.expect(PROMPT.decode(), LIMIT)
+
+    def command(self, line: str) -> str:
+        self.console.send(f"{line}; echo en''d\n")
+        found = self.console.expect(r"(?s)en''d\r\n(.*?)end\r\n.*?" + PROMPT.decode(), LIMIT)
+        return found[1].replace("\r\n", "\n")
+
+    def numbers(self, line: str) -> list[int]:
+        return [int(word) for word in self.command(line).split()]
+
+
+def start(cpus: int, mem: str) -> VM:
+    return VM(image("kernel"), initrd=image("initrd"), mem=mem, cpus=cpus, append="quiet", timeout=4 * LIMIT)
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[Guest]:
+    with start(2, "4G") as vm:
+        yield Guest(vm)
+
+
+def busy(guest: Guest, cpus: int) -> None:
+    """Let a program count on each CPU, and see where each ran and that each CPU had its share."""
+    before = guest.command("grep ^cpu[0-9] /proc/stat")
+    count = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done"
+    where = "read -r stat < /proc/self/stat; set -- $stat; echo ${39} >> /tmp/where"  # proc(5): processor
+    guest.command(f"for c in $(seq 0 {cpus - 1}); do taskset -c $c sh -c '{count}; {where}' & done; wait")
+    after = guest.command("grep ^cpu[0-9] /proc/stat")
+    for old, new in zip(before.splitlines(), after.splitlines(), strict=True):
+        assert int(new.split()[1]) - int(old.split()[1]) >= 5, f"{old!r} became {new!r}"
+    assert sorted(guest.numbers("cat /tmp/where; rm /tmp/where")) == list(range(cpus))
+
+
+def test_both_cpus_work_under_load(guest):
+    assert guest.command("grep -c ^processor /proc/cpuinfo") == "2\n"
+    busy(guest, 2)
+
+
+def test_both_cpus_get_interrupts(guest):
+    rows = guest.command("cat /proc/interrupts").splitlines()
+    local = next(row.split() for row in rows if row.lstrip().startswith("LOC:"))
+    assert int(local[1]) > 0 and int(local[2]) > 0, local
+    assert any(row.endswith("ttyS0") for row in rows)
+    assert any("acpi" in row and "-fasteoi" in row for row in rows)  # a level
+    assert not any(row.startswith(("ERR:", "MIS:")) and row.split()[1] != "0" for row in rows)
+
+
+def test_ram_above_4_gib_is_in_the_map(guest):
+    ranges = re.findall(r"(?m)^([0-9a-f]+)-([0-9a-f]+) : System RAM$", guest.command("cat /proc/iomem"))
+    above = [(int(first, 16), int(last, 16)) for first, last in ranges if int(first, 16) >= HOLE_END]
+    assert above == [(HOLE_END, HOLE_END + (1 << 30) - 1)]
+    (total,) = guest.numbers("grep MemTotal /proc/meminfo | tr -dc 0-9")
+    assert 0.95 * 4 <= total / (1 << 20) <= 4
+
+
+def test_a_file_above_4_gib_keeps_its_checksum(guest):
+    """Linux takes memory from above 4 GiB first; that the file is there is seen from outside."""
+    line = "7f3a-above-four-gigabytes-91c2\n"
+    content = line.encode() * (1 << 16)
+    assert guest.numbers(f"mkdir -p /tmp/t; mount -t tmpfs none /tmp/t; yes {line[:-1]} | head -n 65536 > /tmp/t/f; "
+                         "wc -c < /tmp/t/f") == [len(content)]  # fmt: skip
+    assert guest.command("md5sum < /tmp/t/f").split()[0] == hashlib.md5(content).hexdigest()
+    page = content[4096 * 31 : 4096 * 32]  # pages repeat after 31
+    high = next(region for region in guest.vm.memory.regions if region.gpa == HOLE_END)
+    guest.vm.pause()
+    try:
+        pages = sum(high.view[at : at + 4096] == page for at in range(0, high.length, 4096))
+    finally:
+        guest.vm.resume()
+    assert pages >= len(content) // 4096 // 31 - 1
+    assert guest.command("md5sum < /tmp/t/f").split()[0] == hashlib.md5(content).hexdigest()
+
+
+def test_the_clock_goes_with_the_hosts(guest):
+    (then,) = guest.numbers("date +%s")
+    assert abs(then - time.time()) < 30
+
+
+def test_the_power_button_switches_it_off(guest):
+    guest.vm.machine.pm.press_power_button()
+    outcome = guest.vm.wait(LIMIT)
+    assert (outcome.reason, outcome.status) == ("power-off", 0)
+
+
+@pytest.mark.soak
+def test_four_cpus_work_under_load():
+    with start(4, "512M") as vm:
+        guest = Guest(vm)
+        assert guest.command("grep -c ^processor /proc/cpuinfo") == "4\n"
+        busy(guest, 4)
+        guest.console.send("poweroff\n")
+        assert vm.wait(LIMIT).reason == "power-off"
