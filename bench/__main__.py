@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, print a table, write JSON and a plot.
+"""`python -m bench`: measure, print a table, write JSON and a plot. `python -m bench boot` measures booting Linux.
 
 Rounds are interleaved: every round measures each contender once, so that a machine whose speed drifts drifts for all.
 Figures are medians over the rounds, with the least and the greatest; only ratios within one run mean much.
@@ -7,17 +7,14 @@ Figures are medians over the rounds, with the least and the greatest; only ratio
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
 from bench import measure
 from bench.contenders import ROOT, Contender, build, contenders, guest
+from bench.record import write
 
 KINDS = {"outb": "PIO write", "inb": "PIO read", "write": "MMIO write", "read": "MMIO read"}
 TARGETS = {
@@ -77,18 +74,6 @@ def _order(item: tuple[tuple[str, str, str], list[float]]) -> tuple[int, str, st
     return order.index(measurement), figure, contender
 
 
-def host() -> dict[str, object]:
-    """What was measured on."""
-    with open("/proc/cpuinfo") as lines:
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {
-        "processor": model,
-        "cpus": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
-
-
 def plot(samples: Samples, path: Path) -> bool:
     """Bars of the medians with their spread, as SVG; False where matplotlib is missing."""
     try:
@@ -126,6 +111,10 @@ def plot(samples: Samples, path: Path) -> bool:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["boot"]:
+        from bench import boot
+
+        return boot.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--exits", type=int, default=100_000, help="exits a measurement (default %(default)s)")
@@ -135,10 +124,7 @@ def main() -> int:
         parser.error("at least one round, and at least ten exits")
     samples = run(options.rounds, options.exits)
     print(table(samples))
-    options.output.mkdir(parents=True, exist_ok=True)
-    record = {
-        "host": host(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    figures = {
         "rounds": options.rounds,
         "exits": options.exits,
         "samples": [
@@ -146,13 +132,7 @@ def main() -> int:
             for (measurement, contender, figure), values in samples.items()
         ],
     }
-    (options.output / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
-    written = [str(options.output / "bench.json")]
-    if plot(samples, options.output / "bench.svg"):
-        written.append(str(options.output / "bench.svg"))
-    else:
-        print("no plot: pip install matplotlib")
-    print("written:", *written)
+    write(figures, options.output, "bench", lambda path: plot(samples, path))
     return 0
 
 

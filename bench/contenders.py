@@ -28,9 +28,9 @@ class Contender:
         self.argv = argv
 
 
-def guest(name: str) -> str:
-    """The path of one of the small guests, built if it is not in the cache."""
-    command = [sys.executable, "-m", "pyvmm", "image", "path", name]
+def guest(name: str, file: str = "kernel") -> str:
+    """The path of one of the small guests, built if it is not in the cache, or of a Linux image's `file`."""
+    command = [sys.executable, "-m", "pyvmm", "image", "path", name, file]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout.strip()
 
 
