@@ -85,7 +85,7 @@ def test_installing(tmp_path: Path) -> None:
         assert result.stdout == output
 
 
-@pytest.mark.needs("kvm", "gcc")
+@pytest.mark.needs("kvm", "gcc", "tiny-image")
 def test_at_the_shell(tmp_path: Path, environment: dict[str, str]) -> None:
     for command, output in commands("shell"):
         result = shell(command, tmp_path, environment)

@@ -123,6 +123,15 @@ def test_the_packaged_hello_runs_from_anywhere(installed: Path, tmp_path: Path) 
     assert (result.returncode, result.stdout, result.stderr) == (0, "Hello from 64-bit long mode!\n", "")
 
 
+@pytest.mark.needs("kvm", "tiny-image")
+def test_it_boots_linux_from_anywhere(installed: Path) -> None:
+    """The image is that of the checkout, which is found only if the wheel holds the same recipe."""
+    words = "quiet pyvmm.greeting=from-the-wheel pyvmm.poweroff"
+    result = run(installed / "pyvmm", "run", "--append", words, "--timeout", "4m")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "pyvmm: greeting=from-the-wheel kernel=6.1." in result.stdout
+
+
 def test_a_strictly_typed_program_checks_against_it(installed: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
