@@ -188,8 +188,9 @@ _PVM = {
 _PVM_LINUX_OPTIONS = (
     # Features whose instructions the emulator refuses or is slow at. Linux uses them in ring 0 where CPUID has them,
     # and CPUID cannot take them away here. Names are understood from Linux 5.19 on. Not `noxsave`: Linux hands that on
-    # to init as an argument, and `init=/bin/sh` would look for a script of that name.
-    "clearcpuid=xsave,smap,smep,umip,popcnt,erms,fsrm,cx16",
+    # to init as an argument, and `init=/bin/sh` would look for a script of that name. The second half is what its
+    # cryptography and checksums look for.
+    "clearcpuid=xsave,smap,smep,umip,popcnt,erms,fsrm,cx16,ssse3,sse4_1,sse4_2,aes,pclmulqdq,sha_ni",
     # What they add at every entry to the kernel would be emulated.
     "mitigations=off",
 )

@@ -93,7 +93,9 @@ def test_pvm_has_them_all_but_one(host: FakeHost) -> None:
         "kvm_pv_tlb_flush",
     }
     assert set(found.without) <= feature_bits().keys()
-    assert found.linux_options == ("clearcpuid=xsave,smap,smep,umip,popcnt,erms,fsrm,cx16", "mitigations=off")
+    features, mitigations = found.linux_options
+    assert features.startswith("clearcpuid=xsave,smap,") and mitigations == "mitigations=off"
+    assert len(features) < len("clearcpuid=") + 128  # the buffer that Linux has for the names
 
 
 @pytest.mark.parametrize(
