@@ -135,6 +135,7 @@ def test_a_fork_while_a_vm_runs(image):
         assert vm.wait(LIMIT).reason == "stopped"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("backing", ["anonymous", "memfd"])
 def test_a_forked_child_leaves_its_parents_vm_alone(image, backing):
     """It may stop, close and drop the VM, having been given memory where the parent has the guest's RAM."""

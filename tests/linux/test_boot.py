@@ -12,7 +12,12 @@ import pytest
 
 from tests.support.linux import LIMIT, Boot, boots, image
 
-pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.serial, pytest.mark.timeout(4 * LIMIT)]
+pytestmark = [
+    pytest.mark.needs("kvm", "tiny-image"),
+    pytest.mark.soak,
+    pytest.mark.serial,
+    pytest.mark.timeout(4 * LIMIT),
+]
 
 MEMORY = 512
 """MiB: of 128 the kernel itself keeps more than a twentieth."""

@@ -136,6 +136,7 @@ def test_a_name_that_is_unknown_fails_before_anything_is_built(monkeypatch: pyte
         image.main(["build", "tiny", "--jobs", "-1"])
 
 
+@pytest.mark.soak
 def test_progress_on_a_terminal_is_one_line_that_is_drawn_over(monkeypatch: pytest.MonkeyPatch) -> None:
     master, terminal = pty.openpty()
     monkeypatch.setattr(image, "STDERR", terminal)
