@@ -44,7 +44,7 @@ def start(cpus: int, mem: str, append: str = "quiet") -> VM:
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    """With 4 GiB, most of which below 4 GiB Linux leaves alone: it touches a record of each page, emulated for minutes."""
+    """With 4 GiB. Linux leaves most of it below 4 GiB alone: the record of each page takes minutes, emulated."""
     with start(2, "4G", "quiet memmap=2816M$256M") as vm:
         yield Guest(vm)
 
