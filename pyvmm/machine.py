@@ -57,7 +57,7 @@ class Machine:
         above_4g = sum(length for gpa, length in ram if gpa >= layout.HOLE_END)
         self.ports = Bus("port", PORTS)
         self.mmio = Bus("MMIO", 1 << 52)
-        self.serial = Serial(line(layout.SERIAL_IRQ), output)
+        self.serial = Serial(line(layout.SERIAL_IRQ), output, waits=True)
         self.rtc = Rtc(below_4g, above_4g)
         self.pm = AcpiPm(
             line(layout.SCI_IRQ),

@@ -8,6 +8,11 @@ like a peer under automatic flow control: while the receive FIFO is below its tr
 bounded backlog, so the host causes no overrun. A character timeout (8.11) is indicated as soon as the FIFO holds
 anything below the trigger level.
 
+A far end that waits sends nothing before the guest first attends to its input: has the interrupt for it connected, or
+polls, which is to read LSR POLLS times and in between neither send, nor set IER, nor seek a character in vain. And
+until the guest has taken a first character, it sends again what a change of the FIFO's mode cleared. So what is typed
+ahead, or comes through a pipe, outlives a driver that probes the UART and sets it up step by step.
+
 Where a real UART would deassert its interrupt for the time that a character takes, the line falls and rises again, so
 that a driver behind an edge-triggered interrupt controller sees each interrupt. With the FIFO never filled beyond its
 trigger level, that holds for each character read: a driver that takes one per interrupt gets them all, one that takes
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 
 THR = uart.REGISTERS["THR"]
 FIFO_DEPTH = 16
+POLLS = 8
+"""More than a driver needs that only looks whether there is a UART: Linux's reads LSR twice in a row."""
 BACKLOG_LIMIT = 4096
 """Characters from the host that may wait for the guest. CVE-2020-27174 was the lack of a bound."""
 
@@ -52,12 +59,14 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
 
     irq      the interrupt line, a level
     output   takes what the guest sends, byte for byte. Called under the device's lock: it must not block.
+    waits    whether the far end waits, after each reset, for the guest to attend to its input
 
     `on_input_drained`, if set, is called once each time the backlog, having been full, is half empty again:
     the host may send on. Called under the device's lock, so it may signal, not call back.
     """
 
     __slots__ = (
+        "_attended",
         "_backlog",
         "_congested",
         "_connected",
@@ -73,14 +82,20 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         "_msr",
         "_on_wire",
         "_output",
+        "_polls",
         "_raised",
+        "_repeats",
         "_scr",
         "_trigger",
+        "_waits",
         "on_input_drained",
     )
 
-    def __init__(self, irq: IrqLine, output: Callable[[bytes], None], name: str = "serial") -> None:
+    def __init__(
+        self, irq: IrqLine, output: Callable[[bytes], None], name: str = "serial", waits: bool = False
+    ) -> None:
         super().__init__(name)
+        self._waits = waits
         self.on_input_drained: Callable[[], None] | None = None
         self._irq = irq
         self._output = output
@@ -108,6 +123,12 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         """Which interrupt conditions stand, enabled or not, each at its bit of IER."""
         self._connected = False
         """Whether the interrupt line is connected: OUT2, whose pin loopback forces inactive (8.8)."""
+        self._attended = not self._waits
+        """Whether the far end sends."""
+        self._polls = 0
+        """How often LSR was read since the guest last did what no polling does."""
+        self._repeats = False
+        """Whether the far end sends again what is cleared: all in the FIFO is its, and none was taken before."""
         self._on_wire = True
         """Whether what is sent reaches the far end: neither loopback nor break."""
         self.select(0)
@@ -119,7 +140,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
     def receive(self, data: bytes) -> int:
         """Take input from the host: how many bytes of `data`, from its start, it accepted. Takes the lock."""
         with self.lock:
-            accepted = data[: BACKLOG_LIMIT - len(self._backlog)]
+            accepted = data[: self.input_room()]
             self._backlog.extend(accepted)
             self._take_in()
             return len(accepted)
@@ -127,7 +148,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
     def receive_break(self) -> bool:
         """Take a break condition from the host; False if there is no room. Takes the lock."""
         with self.lock:
-            if len(self._backlog) == BACKLOG_LIMIT:
+            if not self.input_room():
                 return False
             self._backlog.append(BREAK)
             self._take_in()
@@ -135,7 +156,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
 
     def input_room(self) -> int:
         """How many bytes `receive` would accept now. From any thread, without the lock."""
-        return BACKLOG_LIMIT - len(self._backlog)
+        return max(0, BACKLOG_LIMIT - len(self._backlog))
 
     @property
     def listening(self) -> bool:
@@ -143,7 +164,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         return self._connected and bool(self._ier & uart.IER_ERBFI)
 
     def _take_in(self) -> None:
-        if len(self._backlog) == BACKLOG_LIMIT:
+        if not self.input_room():
             self._congested = True
         self._feed()
         self._settle()
@@ -151,6 +172,10 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
     def _feed(self) -> None:
         """Let the host's characters arrive, up to the trigger level."""
         backlog = self._backlog
+        if not self._attended:
+            if not self.listening:
+                return
+            self._attended = self._repeats = True
         if self._mcr & uart.MCR_LOOP:  # The receiver's input is disconnected (8.8, bit 4)
             return
         while backlog and len(self._fifo) < self._trigger:
@@ -187,6 +212,8 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
             self._raised |= uart.IER_ELSI
 
     def _clear_receiver(self) -> None:
+        if self._repeats:
+            self._backlog.extendleft(reversed(self._fifo))
         self._fifo.clear()
         self._lsr &= ~(uart.LSR_DR | uart.LSR_FIFO_ERROR)
         self._raised &= ~uart.IER_ERBFI
@@ -209,8 +236,10 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         """The oldest character received; 0 if there is none."""
         fifo = self._fifo
         if not fifo:
+            self._polls = 0
             return 0
         character = fifo.popleft()
+        self._repeats = False
         if fifo:
             self._reveal()
         else:
@@ -228,10 +257,12 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
 
     def write_thr(self, value: int) -> None:
         """Send a character."""
+        self._polls = 0
         if self._on_wire:
             self._output(_BYTES[value])
         elif self._mcr & uart.MCR_LOOP:
             # No need to settle: loopback disconnects the interrupt line.
+            self._repeats = False
             self._arrive(value & (0x20 << (self._lcr & uart.LCR_WLS)) - 1)
         if self._ier & uart.IER_ETBEI:
             self._sent()
@@ -255,6 +286,9 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         if value & ~self._ier & uart.IER_ETBEI:
             self._raised |= uart.IER_ETBEI
         self._ier = value
+        if not self._attended:
+            self._polls = 0
+            self._feed()
         self._settle()
 
     def read_iir(self) -> int:
@@ -314,6 +348,11 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
 
     def read_lsr(self) -> int:
         """Line status. The errors shown end with being read."""
+        if not self._attended:
+            self._polls += 1
+            if self._polls == POLLS:
+                self._attended = self._repeats = True
+                self._feed()
         lsr = self._lsr
         if lsr & (uart.LSR_ERRORS | uart.LSR_FIFO_ERROR):
             fifo = self._fifo

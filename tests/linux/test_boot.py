@@ -14,7 +14,6 @@ from tests.support.linux import LIMIT, Boot, boots, image
 
 pytestmark = [
     pytest.mark.needs("kvm", "tiny-image"),
-    pytest.mark.soak,
     pytest.mark.serial,
     pytest.mark.timeout(4 * LIMIT),
 ]

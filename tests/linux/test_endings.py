@@ -11,7 +11,7 @@ import pytest
 from tests.support.cli import PYVMM, environment, pyvmm
 from tests.support.linux import LIMIT, Boot, image
 
-pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.soak, pytest.mark.timeout(2 * LIMIT)]
+pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.timeout(2 * LIMIT)]
 
 
 def shell(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from pyvmm.backends.capture import CaptureConsole
 from pyvmm.layout import HOLE_END
 from tests.support.linux import LIMIT, PREPARE, PROMPT, image
 
-pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.soak, pytest.mark.timeout(3 * LIMIT)]
+pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.timeout(3 * LIMIT)]
 
 
 class Guest:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.linux import GREETING, LIMIT, PROMPT, Shell, release
 
-pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.soak, pytest.mark.timeout(2 * LIMIT)]
+pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.timeout(2 * LIMIT)]
 
 LEFT, UP, BACKSPACE, CONTROL_C, CONTROL_D, CONTROL_U = b"\x1b[D", b"\x1b[A", b"\x7f", b"\x03", b"\x04", b"\x15"
 

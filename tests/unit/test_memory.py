@@ -3,6 +3,8 @@
 import errno
 import mmap
 import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -110,6 +112,38 @@ def test_memory_is_not_inherited_by_a_fork():
         marks = [line.split()[1:] for line in smaps if line.startswith("VmFlags:")]
     assert any("dc" in flags and "nr" in flags for flags in marks), "no mapping has MADV_DONTFORK and MAP_NORESERVE"
     memory.close()
+
+
+def test_a_forked_child_has_pages_of_its_own_there():
+    """In a fresh process, where what fills the holes is loaded for it: not into them."""
+    program = """
+import mmap, os, sys
+from pyvmm.memory import GuestMemory
+
+def maps():
+    with open("/proc/self/maps") as lines:
+        for line in lines:
+            words = line.split()
+            yield *(int(end, 16) for end in words[0].split("-")), words[5:]
+
+elsewhere = [mmap.mmap(-1, 64 << 10) for _ in range(256)]  # so that the only room above others is where RAM is
+others = set(first for first, *_ in maps())
+memory = GuestMemory.allocate([(0, 1 << 20)])  # too small for huge pages, whose alignment would leave room above it
+memory.write(0x1000, b"the parent's")
+(ram,) = [(first, end) for first, end, name in maps() if end - first == 1 << 20 and first not in others]
+assert "ctypes" not in sys.modules
+child = os.fork()
+if child == 0:
+    there = [name for first, end, name in maps() if first < ram[1] and ram[0] < end]
+    before = memory.read(0x1000, 12)
+    memory.write(0x1000, b"the child's ")
+    memory.close()
+    os._exit(0 if there == [[]] and before == bytes(12) else 1)
+_, status = os.waitpid(child, 0)
+assert status == 0, status
+assert memory.read(0x1000, 12) == b"the parent's"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
 
 
 def test_more_than_the_host_maps_is_one_line():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.devices.serial import BACKLOG_LIMIT, FIFO_DEPTH, Serial
+from pyvmm.devices.serial import BACKLOG_LIMIT, FIFO_DEPTH, POLLS, Serial
 from tests.support import RecordingLine
 
 RBR = THR = DLL = 0
@@ -24,11 +24,11 @@ TRIGGERS = {0x00: 1, 0x40: 4, 0x80: 8, 0xC0: 14}
 class Rig:
     """A UART with its surroundings recorded. `io[reg]` reads a register, `io[reg] = value` writes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits: bool = False) -> None:
         self.line = RecordingLine()
         self.sent = bytearray()
         self.pieces: list[bytes] = []
-        self.serial = Serial(self.line, self._output)
+        self.serial = Serial(self.line, self._output, waits=waits)
 
     def _output(self, data: bytes) -> None:
         assert self.serial.lock is not None
@@ -663,6 +663,122 @@ def test_what_linux_asks_before_it_believes_in_a_16550a(io):
     io[IER] = 0
     io[IER] = ETBEI
     assert io[IIR] == FIFOS | THRE
+
+
+# --- A far end that waits -----------------------------------------------------------------------------------------
+
+
+def probe(io):
+    """As Linux finds out what UART it has: with and without FIFO, in loopback, and clearing what came in."""
+    io[IER] = 0
+    io[IER] = 0x0F
+    io[IER] = 0
+    io[MCR] = LOOP | 0x0A
+    io[MCR] = 0x03
+    for control in (0x01, 0x00, 0x01, 0x07, 0x00):
+        io[FCR] = control
+        io[IIR], io[RBR]
+    io[LSR], io[RBR], io[IIR], io[MSR]
+    io[LSR], io[LSR]
+    io[IER] = ETBEI
+    io[IIR]
+    io[IER] = 0
+    io[LSR], io[RBR], io[IIR], io[MSR]
+
+
+def console(io, text):
+    """As Linux prints: interrupts off, and LSR after each character."""
+    io[IER] = 0
+    for character in text:
+        io[LSR]
+        io[THR] = character
+    io[LSR]
+    io[IER] = 0
+
+
+def test_what_is_typed_ahead_outlives_a_probing_driver():
+    io = Rig(waits=True)
+    io.receive(b"echo hello\n")
+    console(io, b"early")
+    probe(io)
+    console(io, b"and on")
+    console(io, b"and on")
+    assert not io[LSR] & DR
+    io[MCR] = OUT2
+    assert not io.line.level
+    io[IER] = ERBFI
+    assert io.line.level
+    io[FCR] = 0x01
+    io[FCR] = 0x81
+    assert io.drain() == b"echo hello\n"
+
+
+def test_an_interrupt_that_is_not_connected_is_no_attention():
+    io = Rig(waits=True)
+    io.receive(b"x")
+    io[IER] = ERBFI
+    assert io[IIR] == NONE
+    io[MCR] = OUT2
+    assert io[IIR] == DATA and io.line.level
+
+
+def test_one_that_polls_gets_its_input():
+    io = Rig(waits=True)
+    io.receive(b"ab")
+    for _ in range(POLLS - 1):
+        assert not io[LSR] & DR
+    assert io[LSR] & DR and io[RBR] == ord("a")
+    assert io[LSR] & DR and io[RBR] == ord("b")
+    io.receive(b"c")
+    assert io[LSR] & DR and io[RBR] == ord("c")
+
+
+def test_one_that_prints_before_it_polls_gets_its_input():
+    io = Rig(waits=True)
+    io.receive(b"ab")
+    for character in b"What is your name? ":
+        while not io[LSR] & IDLE:
+            pass
+        io[THR] = character
+    for _ in range(POLLS):
+        found = io[LSR] & DR
+    assert found and io[RBR] == ord("a")
+
+
+def test_what_comes_again_is_bounded_too():
+    io = Rig(waits=True)
+    assert io.receive(bytes(BACKLOG_LIMIT)) == BACKLOG_LIMIT
+    io[FCR], io[MCR], io[IER] = 0xC1, OUT2, ERBFI
+    assert io.receive(bytes(BACKLOG_LIMIT)) == 14
+    io[MCR] = LOOP  # the host's end of the wire is off
+    io[FCR] = 0x00
+    assert io.serial.input_room() == 0
+    assert io.receive(b"x") == 0 and not io.serial.receive_break()
+    io[MCR] = 0
+    io.drain()
+    assert io.serial.input_room() == BACKLOG_LIMIT
+
+
+def test_what_loops_back_does_not_come_again():
+    io = Rig(waits=True)
+    io[MCR], io[IER] = OUT2, ERBFI
+    io[MCR] = LOOP
+    io[THR] = ord("l")
+    io[FCR] = 0x01
+    io[MCR] = OUT2
+    io.receive(b"x")
+    assert io.drain() == b"x"
+
+
+def test_a_reset_guest_is_waited_for_again():
+    io = Rig(waits=True)
+    io[MCR], io[IER] = OUT2, ERBFI
+    io.serial.reset()
+    io.receive(b"x")
+    io[FCR] = 0x03
+    io[FCR] = 0x00
+    io[MCR], io[IER] = OUT2, ERBFI
+    assert io[RBR] == ord("x")
 
 
 # --- Every register with every width ------------------------------------------------------------------------------
