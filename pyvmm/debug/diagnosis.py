@@ -55,6 +55,7 @@ class Diagnosis:
         self._config = config
         self._say = say or (lambda text: None)
         self._panicked = ""
+        self._told_silent = False
         self._source: Source | None = None
         self._loaded: LoadedKernel | None = None
         self._watch: Watch | None = None
@@ -146,6 +147,7 @@ class Diagnosis:
         if outcome.reason == "panic" and self._panic_text():
             return Outcome("panic", STATUS_PANIC, f"{self._panic_text()} ({outcome.detail})")
         if outcome.reason in ENDED_WELL:
+            self._silent()  # there is no report to say it in
             for name in self._config.fail_on:
                 if counts.get(FAILING[name]):
                     first = next(found.text for found in self.console.complaints if found.kind == FAILING[name])
@@ -308,9 +310,12 @@ class Diagnosis:
             self._say(f"the guest has waited for {seconds:.0f} s, and last said: {line}\nlikely: {hint.advice}")
 
     def _silent(self) -> None:
+        if self._told_silent:
+            return
         if self._loaded is not None and not _names_console(self._loaded.command_line or ""):
             text = self._about_console()
             if text:
+                self._told_silent = True
                 self._say(text)
 
     def _about_console(self) -> str:

@@ -57,7 +57,7 @@ def test_an_initramfs_that_is_no_cpio_is_named(tmp_path: Path):
 
 def test_a_wrong_console_is_named():
     done = pyvmm(
-        "run", "--append", "console=ttyS7 pyvmm.poweroff", "--timeout", LIMIT, "--stuck", "60s", timeout=LIMIT + 30
+        "run", "--append", "console=tty0 pyvmm.poweroff", "--timeout", LIMIT, "--stuck", "60s", timeout=LIMIT + 30
     )
     assert done.stdout == b""
     assert b"the kernel's command line has no console=ttyS0" in done.stderr

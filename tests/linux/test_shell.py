@@ -36,7 +36,7 @@ def shell(booted: Shell) -> Shell:
 
 def test_it_greets_and_gives_a_shell(shell):
     if not GREETING.search(shell.shown.decode()):  # another test came first
-        assert shell.command("dmesg | grep -c .").strip() != "0"
+        assert "Linux version" in shell.command("dmesg")
     assert shell.command("uname -r") == release() + "\n"
     assert shell.command("echo $((6 * 7)) $HOME") == "42 /root\n"
 

@@ -491,6 +491,16 @@ def test_nothing_printed(command_line, expected):
     assert not found.hints()
 
 
+@pytest.mark.parametrize(("command_line", "expected"), [("console=tty0", 1), ("console=ttyS0", 0)])
+def test_a_silent_guest_that_ends_well_is_told_of_once(command_line, expected):
+    said = []
+    found = Diagnosis(VmConfig("kernel"), said.append)
+    found._loaded = SimpleNamespace(format="linux", command_line=command_line, path="")
+    for _ in range(2):
+        assert found.judge(Outcome("power-off", 0, "so")).status == 0
+    assert len(said) == expected and all("has no console=ttyS0" in text for text in said)
+
+
 def test_the_limit_of_a_boot_ends_with_the_first_output_of_a_program():
     found = diagnosis(stuck_at_boot=30.0)
     assert found._limit() == 30.0
