@@ -236,6 +236,7 @@ def test_an_image_that_cannot_be_built_stops_no_test(tmp_path: Path) -> None:
     assert (without.returncode, without.stdout) == (0, "")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.needs("kvm", "gcc", "tiny-image")
 def test_a_fresh_checkout_runs_the_demo_and_again_quickly(checkout: Path, tmp_path: Path) -> None:
     carried = str(tmp_path / "tiny.tar")  # building a kernel anew would take minutes
