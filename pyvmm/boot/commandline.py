@@ -1,6 +1,6 @@
 """The command line of a Linux kernel, composed: what pyvmm always says, what the host needs, the user's words last.
 
-Imports nothing. Linux's Documentation/admin-guide/kernel-parameters.rst says what each word means. Later words win
+Imports layout alone. Linux's Documentation/admin-guide/kernel-parameters.rst says what each word means. Later words win
 over earlier ones, so that everything said here can be said otherwise with --append; `--dry-run` shows the result.
 
 A word stands here only if leaving it out would leave somebody waiting. Words that merely make some kernels a little
@@ -9,6 +9,8 @@ does `tsc=reliable`, which is not pyvmm's to promise, nor `quiet`, which hides w
 """
 
 from __future__ import annotations
+
+from pyvmm.layout import ACPI_PM_CONTROL, ACPI_PM_PORT, ACPI_S5_SLEEP_TYPE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ reboot=k  reset through the keyboard controller, which every pyvmm machine has. 
 panic=-1  a panic reboots at once. Linux's own default is to halt for ever, and nobody would learn of it.
 """
 
+POWER_OFF = f"reboot.poweroff={ACPI_PM_PORT + ACPI_PM_CONTROL:#x},{1 << 13 | ACPI_S5_SLEEP_TYPE << 10:#x}"
+"""The port that powers the machine off and the value, SLP_EN and SLP_TYP, for a kernel without ACPI that has nobody else
+to ask. The tiny image's kernel knows this word, others pass over it and halt."""
+
 
 def for_kernel(config: BootConfig, surroundings: Surroundings, notes: list[str]) -> str:
     """What a Linux kernel is given; a line in `notes` tells the user of words that are there because of the host."""
@@ -43,17 +49,21 @@ def compose(append: str, helps: Iterable[str] = (), devices: Iterable[str] = ())
     `helps` are the words that the host's KVM needs, `devices` those that announce devices, `append` is the user's.
     """
     words = [] if names_console(append) else [CONSOLE]
-    words += [*ENDINGS, *helps, *devices]
+    words += ENDINGS
+    if "acpi=off" in kernels_own(append):
+        words.append(POWER_OFF)
+    words += [*helps, *devices]
     if append.strip():
         words.append(append)
     return " ".join(words)
 
 
 def names_console(append: str) -> bool:
-    """Whether a word of `append`, before the `--` that ends the kernel's own, is a console=."""
-    for word in append.split():
-        if word == "--":
-            break
-        if word.startswith("console="):
-            return True
-    return False
+    """Whether one of the kernel's own words in `append` is a console=."""
+    return any(word.startswith("console=") for word in kernels_own(append))
+
+
+def kernels_own(append: str) -> list[str]:
+    """The words of `append` before the `--` that ends what is the kernel's; the others are init's."""
+    words = append.split()
+    return words[: words.index("--")] if "--" in words else words

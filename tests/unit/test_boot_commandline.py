@@ -29,6 +29,16 @@ def test_the_order_is_defaults_helps_devices_user() -> None:
 
 
 @pytest.mark.parametrize(
+    ("append", "off"), [("acpi=off", True), ("quiet acpi=off -- x", True), ("acpi=on", False), ("-- acpi=off", False)]
+)
+def test_a_kernel_without_acpi_is_told_how_to_power_off(append: str, off: bool) -> None:
+    """devices.md documents the port, 0x604, and any guest that writes SLP_EN and sleep type 5 there."""
+    line = compose(append, HELPS)
+    assert ("panic=-1 reboot.poweroff=0x604,0x3400 clearcpuid" in line) is off
+    assert ("reboot.poweroff" in line) is off
+
+
+@pytest.mark.parametrize(
     ("append", "named"),
     [
         ("console=hvc0", True),
