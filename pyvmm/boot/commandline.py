@@ -31,8 +31,8 @@ panic=-1  a panic reboots at once. Linux's own default is to halt for ever, and 
 """
 
 POWER_OFF = f"reboot.poweroff={ACPI_PM_PORT + ACPI_PM_CONTROL:#x},{1 << 13 | ACPI_S5_SLEEP_TYPE << 10:#x}"
-"""The port that powers the machine off and the value, SLP_EN and SLP_TYP, for a kernel without ACPI that has nobody else
-to ask. The tiny image's kernel knows this word, others pass over it and halt."""
+"""The port that powers the machine off and the value for it, SLP_EN and SLP_TYP, for a kernel without ACPI. The tiny
+image's kernel knows this word, others pass over it and halt."""
 
 
 def for_kernel(config: BootConfig, surroundings: Surroundings, notes: list[str]) -> str:
