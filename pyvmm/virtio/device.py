@@ -238,7 +238,7 @@ class VirtioDevice:
                 self.guarded(lambda: self.serve(queue))
 
     def guarded(self, work: Callable[[], None]) -> None:
-        """Do `work`, which uses queues, and tell the driver what is due; a broken ring makes the device want a reset."""
+        """Do `work`, which uses queues, tell the driver what is due; a broken ring makes the device want a reset."""
         try:
             work()
         except QueueError as error:

@@ -10,6 +10,7 @@ well-formed chain is the device model's business.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from struct import Struct
 from threading import Lock
 
@@ -136,7 +137,7 @@ class Virtqueue:
             except GuestMemoryError:
                 raise QueueError(f"queue {self.index}: {name} at {gpa:#x}+{length:#x} is not in RAM") from None
         ordered = sorted(parts, key=lambda part: part[1])
-        for (first, start, length, _), (second, gpa, _, _) in zip(ordered, ordered[1:], strict=False):
+        for (first, start, length, _), (second, gpa, _, _) in pairwise(ordered):
             if start + length > gpa:
                 raise QueueError(f"queue {self.index}: {first} and {second} overlap at {gpa:#x}")
         self._table = views[0]
