@@ -215,6 +215,8 @@ class VirtioDevice:
             for queue in self.queues:
                 queue.clear()
             self.discard()
+            if self.faults is not None:
+                self.faults.discard(self)
             self._status = self._driver_features = self.features = 0
             self._broken = False
             self.error = ""
@@ -245,6 +247,20 @@ class VirtioDevice:
             self.fail(str(error))
         for queue in self.queues:
             self.tell(queue)
+
+    def next_deadline(self) -> float | None:
+        """When `run_due` is to be called at the latest: the device's own deadline or the fault plan's, or None."""
+        own = self.deadline()
+        plan = None if self.faults is None else self.faults.deadline(self)
+        return own if plan is None else plan if own is None else min(own, plan)
+
+    def run_due(self, now: float) -> None:
+        """Do what is due at `now`. `plane` is held; QueueError may come out."""
+        if self.faults is not None:
+            self.faults.run_due(self, now)
+        own = self.deadline()
+        if own is not None and own <= now:
+            self.tick(now)
 
     # --- For kinds of device ------------------------------------------------------------------------------------------
 

@@ -41,20 +41,18 @@ END_WAIT = 5.0
 class DataPlane:
     """Serves `device`. `doorbells` are its queues' eventfds, in their order.
 
-    `report(error)` is told of an exception that came out of the device model or a back-end, which none should: the
-    device then asks the driver for a reset and serves nothing until it gets one.
+    `say(text)` is told of an exception that came out of the device model or a back-end, which none should: the device
+    then asks the driver for a reset and serves nothing until it gets one.
     """
 
-    def __init__(
-        self, device: VirtioDevice, transport: Transport, report: Callable[[Exception], None] | None = None
-    ) -> None:
+    def __init__(self, device: VirtioDevice, transport: Transport, say: Callable[[str], None] | None = None) -> None:
         """Opens the doorbells; `start()` makes the thread. Raises OSError when out of descriptors."""
         self.device = device
         self.doorbells: list[EventFd] = []
         self._transport = transport
-        self._report = report
+        self._say = say
         self._wake: EventFd | None = None
-        self._pauses = 0
+        self._paused = False
         self._closing = False
         self._remind_at: float | None = None
         self._remind_after = REMIND_FIRST
@@ -76,18 +74,17 @@ class DataPlane:
         threads.start(self._thread)
 
     def pause(self) -> None:
-        """Return when the request in hand is done; nothing is served until `resume()`. Pauses count."""
-        self._pauses += 1
+        """Return when the request in hand is done; nothing is served until `resume()`."""
+        self._paused = True
         with self.device.plane:
             pass
 
     def resume(self) -> None:
         """Serve again: every queue as if the driver had rung, and what is unacknowledged is signalled again."""
-        self._pauses -= 1
-        if not self._pauses:
-            for doorbell in self.doorbells:
-                doorbell.signal()
-            self._transport.remind()
+        self._paused = False
+        for doorbell in self.doorbells:
+            doorbell.signal()
+        self._transport.remind()
 
     def close(self) -> None:
         """End the thread and close what was opened. A second call does nothing.
@@ -129,9 +126,10 @@ class DataPlane:
                         self._wake.drain()
                 self._keep_time()
             except Exception as error:  # a fault of ours: the guest may go on without the device
-                self.device.fail(f"internal error: {type(error).__name__}: {error}")
-                if self._report is not None:
-                    self._report(error)
+                problem = f"internal error: {type(error).__name__}: {error}"
+                self.device.fail(problem)
+                if self._say is not None:
+                    self._say(f"{self.device.name}: {problem}")
 
     def _watch(self, poll: select.poll, watched: dict[int, int]) -> None:
         """Have `poll` wait for what the device names now."""
@@ -148,11 +146,11 @@ class DataPlane:
             watched.update(wanted)
 
     def _may_serve(self) -> bool:
-        return not self._pauses and self.device.live
+        return not self._paused and self.device.live
 
     def _serve(self, index: int) -> None:
         self.doorbells[index].drain()
-        if not self._pauses:
+        if not self._paused:
             self.device.serve_unless_broken(index)
 
     def _ready(self, fd: int, events: int) -> None:
@@ -165,20 +163,20 @@ class DataPlane:
 
     def _timeout(self) -> float | None:
         """Milliseconds until something is due, or None."""
-        due = [at for at in (self._remind_at, self.device.deadline() if self._may_serve() else None) if at is not None]
+        due = [at for at in (self._remind_at, self.device.next_deadline() if self._may_serve() else None) if at is not None]
         return max(0.0, (min(due) - time.monotonic()) * 1000) if due else None
 
     def _keep_time(self) -> None:
         device = self.device
-        deadline = device.deadline() if self._may_serve() else None
+        deadline = device.next_deadline() if self._may_serve() else None
         if deadline is not None and deadline <= (now := time.monotonic()):
             with device.plane:
                 if self._may_serve():
-                    device.guarded(lambda: device.tick(now))
+                    device.guarded(lambda: device.run_due(now))
         self._remind()
 
     def _remind(self) -> None:
-        if self._pauses or not self._transport.pending:
+        if self._paused or not self._transport.pending:
             self._remind_at, self._remind_after = None, REMIND_FIRST
             return
         now = time.monotonic()
