@@ -163,7 +163,8 @@ class DataPlane:
 
     def _timeout(self) -> float | None:
         """Milliseconds until something is due, or None."""
-        due = [at for at in (self._remind_at, self.device.next_deadline() if self._may_serve() else None) if at is not None]
+        deadline = self.device.next_deadline() if self._may_serve() else None
+        due = [at for at in (self._remind_at, deadline) if at is not None]
         return max(0.0, (min(due) - time.monotonic()) * 1000) if due else None
 
     def _keep_time(self) -> None:
