@@ -250,10 +250,11 @@ class Virtqueue:
 
     # --- Giving them back ---------------------------------------------------------------------------------------------
 
-    def push(self, chain: Chain, written: int = 0) -> None:
+    def push(self, chain: Chain, written: int = 0, *, more: bool = False) -> None:
         """Give `chain` back with `written` bytes written to its writable buffers, from their beginning on.
 
-        A chain whose queue has been disabled meanwhile is dropped: nothing may land after a reset (2.4).
+        A chain whose queue has been disabled meanwhile is dropped: nothing may land after a reset (2.4). With `more`
+        the driver does not see it before the next one is given back: a network device may need that (5.1.6.4.1).
         """
         if chain.give_back() and chain.generation == self._generation and self.ready:
             self._in_flight[chain.head] = 0
@@ -262,7 +263,8 @@ class Virtqueue:
             self._used_elements[at + 1] = written
             # The element is complete before the index tells of it (2.7.8.2): x86 keeps stores in order.
             self._next_used = (self._next_used + 1) & 0xFFFF
-            self._used[1] = self._next_used
+            if not more:
+                self._used[1] = self._next_used
 
     def wants_interrupt(self) -> bool:
         """Whether the driver is to be told of what was pushed since the last call (2.7.7)."""
