@@ -1,0 +1,124 @@
+"""A disk that forgets: what the guest writes goes to a temporary file, and the base image is only read.
+
+Imports its neighbour raw, chain's `pieces` and errors. The temporary file has no name, so it is gone with the process
+however that ends; it grows by what the guest writes, in clusters.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm.backends.raw import RawDisk
+from pyvmm.errors import BackendError
+from pyvmm.virtio.chain import pieces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CLUSTER = 4096
+"""Bytes that come from one of the two files, all or none: what file systems mostly write, so little is copied."""
+
+
+class OverlayDisk:
+    """Copy-on-write over `base`, which it owns and never writes. The attributes are as RawDisk has them.
+
+    A cluster is read from the temporary file once anything in it was written, and from `base` until then. Nothing here
+    outlives the process, so there is nothing for `flush()` to make durable.
+    """
+
+    readonly = False
+    durable = True
+    """A flush has nothing to do, but the guest may send one: it then behaves as it would on a disk that stays."""
+    may_unmap = True
+
+    def __init__(self, base: RawDisk, *, folder: str | None = None) -> None:
+        """Make the temporary file in `folder`, or where TMPDIR says. Raises BackendError, which names the folder."""
+        self.path = base.path
+        self.size = base.size
+        self.block_size = base.block_size
+        self.physical_block_size = max(CLUSTER, base.physical_block_size)
+        self._base = base
+        self._written = bytearray(-(-self.size // CLUSTER))
+        self._top = RawDisk(_temporary(self.size, folder), f"the overlay of {base.path}")
+
+    def readv(self, views: Sequence[memoryview], offset: int) -> None:
+        """Fill `views`, one after the other, with the bytes from `offset` on. Raises OSError."""
+        end = offset + sum(map(len, views))
+        for start, stop, written in self._runs(offset, end):
+            disk = self._top if written else self._base
+            whole = (start, stop) == (offset, end)
+            disk.readv(views if whole else pieces(views, start - offset, stop - start), start)
+
+    def writev(self, views: Sequence[memoryview], offset: int) -> None:
+        """Write `views`, one after the other, from `offset` on. Raises OSError, where the host's disk is full too."""
+        end = offset + sum(map(len, views))
+        self._copy_up(offset, end)
+        self._top.writev(views, offset)
+        self._mark(offset, end)
+
+    def flush(self) -> None:
+        """Nothing: there is nothing here that could be kept."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """The guest does not need these bytes any more: give back the whole clusters among them."""
+        start, end = -(-offset // CLUSTER) * CLUSTER, (offset + length) // CLUSTER * CLUSTER
+        if start < end:
+            self.write_zeroes(start, end - start, True)
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        """Have `length` bytes from `offset` read as zeroes. A hole does, whether or not the guest asked for one."""
+        end = offset + length
+        self._copy_up(offset, end)
+        self._top.write_zeroes(offset, length, True)
+        self._mark(offset, end)
+
+    def close(self) -> None:
+        """Drop what was written and close the base."""
+        self._top.close()
+        self._base.close()
+
+    def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """The stretches of `offset` to `end` that come from one file: (start, stop, whether it was written)."""
+        written = self._written
+        last = -(-end // CLUSTER)
+        while offset < end:
+            cluster = offset // CLUSTER
+            state = written[cluster]
+            other = written.find(1 - state, cluster, last)
+            stop = end if other < 0 else other * CLUSTER
+            yield offset, stop, bool(state)
+            offset = stop
+
+    def _copy_up(self, offset: int, end: int) -> None:
+        """Copy the clusters that a write from `offset` to `end` covers in part, the first and the last at most."""
+        partial = set()
+        if offset % CLUSTER:
+            partial.add(offset // CLUSTER)
+        if end % CLUSTER and end != self.size:
+            partial.add(end // CLUSTER)
+        for cluster in partial:
+            if not self._written[cluster]:
+                start = cluster * CLUSTER
+                with memoryview(bytearray(min(CLUSTER, self.size - start))) as copy:
+                    self._base.readv([copy], start)
+                    self._top.writev([copy], start)
+                self._written[cluster] = 1
+
+    def _mark(self, offset: int, end: int) -> None:
+        first, last = offset // CLUSTER, -(-end // CLUSTER)
+        self._written[first:last] = b"\1" * (last - first)
+
+
+def _temporary(size: int, folder: str | None) -> int:
+    """A file without a name, of `size` bytes and no blocks."""
+    import tempfile
+
+    where = folder or "TMPDIR"
+    try:
+        where = folder or tempfile.gettempdir()
+        with tempfile.TemporaryFile(dir=where, buffering=0) as file:
+            os.ftruncate(file.fileno(), size)
+            return os.dup(file.fileno())
+    except OSError as error:
+        raise BackendError(f"cannot make a disk overlay in {where}: {error.strerror or error}") from error

@@ -1,0 +1,173 @@
+"""A raw disk image: the bytes of a file or of a block device, read and written where the guest's memory lies.
+
+Imports chain's `pieces`. Whoever opens it (`disk.open_disk`) has judged the file and holds the lock. Nothing here
+looks at what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from struct import Struct
+
+from pyvmm.virtio.chain import pieces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SECTOR = 512
+PAGE = 4096
+IOV_MAX = 1024
+"""Buffers of one preadv or pwritev (UIO_MAXIOV, linux/uio.h)."""
+PIECE = 1 << 20
+"""Bytes of zeroes written at a time where the host cannot zero a range by itself."""
+
+# linux/fs.h: _IO and _IOR of 0x12
+BLKROGET = 0x125E
+BLKSSZGET = 0x1268
+BLKGETSIZE64 = 0x80081272
+BLKDISCARD = 0x1277
+BLKPBSZGET = 0x127B
+BLKZEROOUT = 0x127F
+# include/linux/falloc.h of the kernel: _IOW('X', nr, struct space_resv), served by the VFS for every regular file. They
+# are fallocate(2) with PUNCH_HOLE and with ZERO_RANGE, both with KEEP_SIZE, which Python's os module does not offer.
+FS_IOC_UNRESVSP64 = 0x4030582B
+FS_IOC_ZERO_RANGE = 0x40305839
+SPACE_RESV = Struct("@hhqqiI16x")
+"""struct space_resv: l_type, l_whence, l_start, l_len, l_sysid, l_pid, l_pad."""
+_RANGE = Struct("=QQ")
+_UINT = Struct("=I")
+
+_CANNOT = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL)
+"""What a file system or a disk says that cannot do what was asked, or not with this range."""
+
+
+class RawDisk:
+    """The disk behind the descriptor `fd`, which it owns from now on.
+
+    path        what messages call it
+    size        bytes, always whole sectors: what a file's last sector lacks reads as zeroes, and a write there makes
+                the file longer, to the whole sector
+    readonly    whether writes are refused; the descriptor then is read-only as well
+    block_size  bytes of a logical block: what the device says, 512 for a file
+    physical_block_size   bytes that the host writes without reading first
+    durable     whether `flush()` means anything
+    may_unmap   whether `write_zeroes(unmap=True)` can give space back
+
+    Reads and writes raise OSError, after which what the range holds is undefined. One thread at a time.
+    """
+
+    def __init__(self, fd: int, path: str, *, readonly: bool = False, durable: bool = True) -> None:
+        """Raises OSError when the host does not tell how large the disk is."""
+        self._fd = fd
+        self.path = path
+        self.readonly = readonly
+        self.durable = durable
+        status = os.fstat(fd)
+        self._block_device = stat.S_ISBLK(status.st_mode)
+        self.may_unmap = not self._block_device
+        self._failure: OSError | None = None
+        if self._block_device:
+            self._end = int.from_bytes(fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)), "little")
+            self.block_size = int(_UINT.unpack(fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0])
+            self.physical_block_size = int(_UINT.unpack(fcntl.ioctl(fd, BLKPBSZGET, bytes(4)))[0])
+        else:
+            self._end = status.st_size
+            self.block_size = SECTOR
+            self.physical_block_size = PAGE
+        self.size = -(-self._end // SECTOR) * SECTOR
+
+    def readv(self, views: Sequence[memoryview], offset: int) -> None:
+        """Fill `views`, one after the other, with the bytes from `offset` on."""
+        left = sum(map(len, views))
+        while left:
+            if offset >= self._end:  # in the sector that the file does not have whole
+                _blank(views)
+                return
+            done = self._preadv(views[:IOV_MAX], offset)
+            if not done and offset < self._end:
+                raise OSError(errno.EIO, "the file has become shorter", self.path)
+            left -= done
+            offset += done
+            if left:
+                views = pieces(views, done, left)
+
+    def writev(self, views: Sequence[memoryview], offset: int) -> None:
+        """Write `views`, one after the other, from `offset` on."""
+        left = sum(map(len, views))
+        while left:
+            done = self._pwritev(views[:IOV_MAX], offset)
+            if not done:
+                raise OSError(errno.EIO, "nothing was written", self.path)
+            left -= done
+            offset += done
+            if left:
+                views = pieces(views, done, left)
+        self._end = max(self._end, offset)
+
+    def _preadv(self, views: Sequence[memoryview], offset: int) -> int:
+        return os.preadv(self._fd, views, offset)
+
+    def _pwritev(self, views: Sequence[memoryview], offset: int) -> int:
+        return os.pwritev(self._fd, views, offset)
+
+    def flush(self) -> None:
+        """Return when everything written is on stable storage (fdatasync(2)). Raises OSError, and then for ever.
+
+        After a failed fdatasync Linux may have dropped what it could not write and marked it clean, so that the next
+        one would succeed without it: once failed, no flush of this disk can be believed.
+        """
+        if not self.durable or self.readonly:
+            return
+        if self._failure is not None:
+            raise self._failure
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._failure = OSError(error.errno, error.strerror, self.path)
+            raise self._failure from None
+
+    def discard(self, offset: int, length: int) -> None:
+        """The guest does not need `length` bytes from `offset` any more; what they read as then is undefined."""
+        try:
+            if self._block_device:
+                block = self.block_size
+                start, end = -(-offset // block) * block, (offset + length) // block * block
+                if start < end:
+                    fcntl.ioctl(self._fd, BLKDISCARD, _RANGE.pack(start, end - start))
+            else:
+                self._reserve(FS_IOC_UNRESVSP64, offset, length)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        """Have `length` bytes from `offset` read as zeroes; with `unmap` their space may be given back."""
+        try:
+            if self._block_device:
+                fcntl.ioctl(self._fd, BLKZEROOUT, _RANGE.pack(offset, length))
+            else:
+                self._reserve(FS_IOC_UNRESVSP64 if unmap else FS_IOC_ZERO_RANGE, offset, length)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            zeroes = memoryview(bytes(min(length, PIECE)))
+            for at in range(offset, offset + length, PIECE):
+                self.writev([zeroes[: min(PIECE, offset + length - at)]], at)
+
+    def _reserve(self, request: int, offset: int, length: int) -> None:
+        fcntl.ioctl(self._fd, request, SPACE_RESV.pack(0, os.SEEK_SET, offset, length, 0, 0))
+
+    def close(self) -> None:
+        """Close the file, and with it give up its lock. A second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _blank(views: Sequence[memoryview]) -> None:
+    for view in views:
+        view[:] = bytes(len(view))

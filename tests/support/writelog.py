@@ -1,0 +1,109 @@
+"""What a power cut would leave: a disk that logs what is written and flushed, and the images that follow from the log.
+
+What was written before a flush that was answered is there. Of what was written since, a disk with a volatile cache may
+have stored anything: all of it, nothing, or some sectors and not others, whatever the order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pyvmm.virtio.block import Disk
+
+SECTOR = 512
+
+
+class Write(NamedTuple):
+    offset: int
+    data: bytes
+
+
+class CrashImage(NamedTuple):
+    """`data` is the disk after a power cut behind entry number `after`; `name` says which and what is missing."""
+
+    name: str
+    after: int
+    data: bytes
+
+
+class WriteLog:
+    """`disk`, with everything that changes it logged in `log`: a Write, or None for a flush that has succeeded.
+
+    It is a Disk itself: give it to VirtioBlock in the place of `disk`, whose whole content is read at once.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.log: list[Write | None] = []
+        before = memoryview(bytearray(disk.size))
+        disk.readv([before], 0)
+        self.before = bytes(before)
+        self.path, self.size, self.readonly = disk.path, disk.size, disk.readonly
+        self.block_size, self.physical_block_size = disk.block_size, disk.physical_block_size
+        self.durable, self.may_unmap = disk.durable, disk.may_unmap
+        self.readv, self.close = disk.readv, disk.close
+
+    def writev(self, views: Sequence[memoryview], offset: int) -> None:
+        data = b"".join(views)
+        self.disk.writev([memoryview(data)], offset)
+        self.log.append(Write(offset, data))
+
+    def flush(self) -> None:
+        self.disk.flush()
+        self.log.append(None)
+
+    def discard(self, offset: int, length: int) -> None:
+        self.write_zeroes(offset, length, True)
+
+    def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
+        self.disk.write_zeroes(offset, length, unmap)
+        self.log.append(Write(offset, bytes(length)))
+
+    def images(self, samples: int = 100, seed: int = 0, prefixes: int = 1000) -> Iterator[CrashImage]:
+        """Disks after a power cut, each different one once: every prefix of the log (at most `prefixes`, evenly
+        spread), then `samples` random points with a random subset of the sectors not flushed by then.
+        """
+        chance = random.Random(seed)
+        seen: set[bytes] = set()
+        every = max(1, len(self.log) // prefixes)
+        for after in range(0, len(self.log) + 1, every):
+            yield from self._once(seen, f"the first {after} of {len(self.log)} entries", after, self.at(after))
+        for _ in range(samples):
+            after = chance.randrange(len(self.log) + 1)
+            stable = self.stable(after)
+            share = chance.random()
+            image = bytearray(self.at(stable))
+            lost = 0
+            for write in self.log[stable:after]:
+                assert write is not None
+                for start in range(0, len(write.data), SECTOR):
+                    if chance.random() < share:
+                        piece = write.data[start : start + SECTOR]
+                        image[write.offset + start : write.offset + start + len(piece)] = piece
+                    else:
+                        lost += 1
+            name = f"the first {after} of {len(self.log)} entries, without {lost} of the sectors not flushed"
+            yield from self._once(seen, name, after, bytes(image))
+
+    def stable(self, after: int) -> int:
+        """How many of the first `after` entries a power cut cannot undo: those up to the last flush."""
+        return max((index + 1 for index in range(after) if self.log[index] is None), default=0)
+
+    def at(self, after: int) -> bytes:
+        """The disk with the first `after` entries applied, as if each were stored at once."""
+        image = bytearray(self.before)
+        for write in self.log[:after]:
+            if write is not None:
+                image[write.offset : write.offset + len(write.data)] = write.data
+        return bytes(image)
+
+    @staticmethod
+    def _once(seen: set[bytes], name: str, after: int, data: bytes) -> Iterator[CrashImage]:
+        import hashlib
+
+        digest = hashlib.sha256(data).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield CrashImage(name, after, data)
