@@ -280,13 +280,13 @@ class VirtioBlock(VirtioDevice):
         return 0
 
     def _execute_or_fail(self, queue: Virtqueue, request: Request) -> int:
-        """As the fault plan wants it: "error" is not tried, "short" transfers half of the data, and both are errors."""
+        """As the fault plan wants it: "error" is not tried, "short" transfers some sectors, and both are errors."""
         place = request.sector if request.type not in (BLK_T_FLUSH, BLK_T_GET_ID) else None
         fault = self.faults.draw(self.name, queue.index, _OPERATIONS[request.type], place, request.length)
-        if fault is None or fault.kind not in ("error", "short"):
+        if fault is None:
             return self._execute(request)
         done = 0
-        half = request.length // 2 // SECTOR * SECTOR
-        if fault.kind == "short" and request.type in (BLK_T_IN, BLK_T_OUT) and half:
-            done = self._execute(Request(request.type, request.sector, pieces(request.data, 0, half), half))
+        part = fault.amount // SECTOR * SECTOR if fault.kind == "short" else 0
+        if part and request.type in (BLK_T_IN, BLK_T_OUT):
+            done = self._execute(Request(request.type, request.sector, pieces(request.data, 0, part), part))
         raise Refused(BLK_S_IOERR, done)

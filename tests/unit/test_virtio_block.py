@@ -579,8 +579,8 @@ def test_each_kind_of_the_hosts_errors_is_reported_once():
 class Plan:
     """Fails as it is told, and remembers what it was asked."""
 
-    def __init__(self, kind):
-        self.fault = kind and type("Fault", (), {"kind": kind})()
+    def __init__(self, kind=None, amount=0):
+        self.fault = kind and type("Fault", (), {"kind": kind, "amount": amount})()
         self.asked = []
 
     def draw(self, *what):
@@ -595,7 +595,7 @@ class Plan:
 
 
 def test_a_plan_is_asked_before_anything_is_done(block):
-    block.device.faults = plan = Plan(None)
+    block.device.faults = plan = Plan()
     works(block)
     block.write(9, bytes(1024))
     block.flush()
@@ -622,19 +622,20 @@ def test_an_error_on_purpose_is_not_executed(block):
     ):
         assert block.ask(readable, writable)[:2] == (BLK_S_IOERR, written)
     assert not block.disk.calls
-    block.device.faults = Plan("delay")  # the base class's to do
+    block.device.faults = None
     works(block)
 
 
-def test_a_short_transfer_on_purpose_transfers_half(block):
-    block.device.faults = Plan("short")
+def test_a_short_transfer_on_purpose_transfers_whole_sectors(block):
+    block.device.faults = Plan("short", 1023)
     assert block.write(0, b"\xee" * 1536)[0] == BLK_S_IOERR
     assert block.disk.sector(0) == b"\xee" * 512 and block.disk.sector(1).startswith(b"1 ")
     status, written, data = block.read(4, 3)
     assert (status, written) == (BLK_S_IOERR, 512)
     assert data == block.disk.sector(4) + bytes([UNANSWERED]) * 1024
     block.disk.calls.clear()
-    assert block.read(4)[:2] == (BLK_S_IOERR, 0) and block.flush()[0] == BLK_S_IOERR
+    block.device.faults = Plan("short", 511)
+    assert block.read(4)[:2] == (BLK_S_IOERR, 0) and block.write(4, bytes(512))[0] == BLK_S_IOERR
     assert not block.disk.calls
     block.device.faults = None
     works(block)
