@@ -6,6 +6,7 @@ however that ends; it grows by what the guest writes, in clusters.
 
 from __future__ import annotations
 
+import mmap
 import os
 
 from pyvmm.backends.raw import RawDisk
@@ -39,8 +40,9 @@ class OverlayDisk:
         self.block_size = base.block_size
         self.physical_block_size = max(CLUSTER, base.physical_block_size)
         self._base = base
-        self._written = bytearray(-(-self.size // CLUSTER))
         self._top = RawDisk(_temporary(self.size, folder), f"the overlay of {base.path}")
+        # One byte a cluster, of memory that costs nothing before it is written.
+        self._written = mmap.mmap(-1, -(-self.size // CLUSTER), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def readv(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill `views`, one after the other, with the bytes from `offset` on. Raises OSError."""
@@ -85,7 +87,7 @@ class OverlayDisk:
         while offset < end:
             cluster = offset // CLUSTER
             state = written[cluster]
-            other = written.find(1 - state, cluster, last)
+            other = written.find(b"\0" if state else b"\1", cluster, last)
             stop = end if other < 0 else other * CLUSTER
             yield offset, stop, bool(state)
             offset = stop
