@@ -1,0 +1,359 @@
+"""The network device: Ethernet frames between a driver and whatever its back-end is (virtio 1.3, 5.1).
+
+Imports device, its own parts (netbuffers, netfeatures, netfilter, netheader), spec and errors. A frame from the driver
+is copied once, then judged and sent. One from outside is read only when there is a receive buffer for it: while the
+driver gives none, frames wait outside, where whoever sends them is slowed down.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from struct import Struct
+
+from pyvmm.errors import BackendError, UsageError
+from pyvmm.virtio.device import VirtioDevice
+from pyvmm.virtio.netbuffers import ReceiveBuffers
+from pyvmm.virtio.netfeatures import guest_offloads, offered, valid
+from pyvmm.virtio.netfilter import COMMAND_LIMIT, MAC, ReceiveFilter
+from pyvmm.virtio.netheader import PLAIN, received, transmitted
+from pyvmm.virtio.spec import (
+    ID_NET,
+    NET_CTRL_ERR,
+    NET_CTRL_OK,
+    NET_F_MRG_RXBUF,
+    NET_F_MTU,
+    NET_HDR_LENGTH,
+    NET_S_LINK_UP,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyvmm.backends.net import Frames
+    from pyvmm.virtio.chain import Chain
+    from pyvmm.virtio.queue import Virtqueue
+
+RECEIVE, TRANSMIT, CONTROL = 0, 1, 2
+"""5.1.2: the queues, for one pair of them."""
+CONTROL_QUEUE_SIZE = 64
+CONFIG = Struct("<6sHHH")
+"""struct virtio_net_config (5.1.4): mac, status, max_virtqueue_pairs, mtu."""
+ETHERNET = 14
+"""Bytes of a frame's header: destination, source, type."""
+VLAN_TYPE, VLAN_TAG = b"\x81\x00", 4
+"""IEEE 802.1Q, 9.6: a tagged frame has this type, and a header longer by so many bytes."""
+MAX_FRAME = 65589
+"""Bytes of the longest frame (5.1.6.3)."""
+MIN_MTU, MAX_MTU = 68, 65535
+"""5.1.4.1."""
+BUDGET = 64
+"""Frames that are moved one way before other sources have their turn."""
+PATIENCE = 1.0
+"""Seconds that a frame waits for more receive buffers when those that are there are not enough for it."""
+
+
+class VirtioNet(VirtioDevice):
+    """A network interface on `backend`, which the device owns from now on.
+
+    `mac` is its address, 6 bytes; `mtu` the largest packet in bytes that the driver is told of, 68 to 65535, or None;
+    without `spoof` nothing leaves that has another source address. `report(text)` is told when the network has gone.
+
+    link     whether the back-end is there: the link status that the driver sees
+    counts   frames moved, and those dropped by reason (DROPS)
+
+    Raises UsageError.
+    """
+
+    device_id = ID_NET
+
+    DROPS = ("short", "oversize", "header", "spoofed", "filtered", "no room", "no link", "fault")
+    """Why a frame is dropped. "no room": in the receive buffers; "header": it asks for what cannot be."""
+
+    def __init__(
+        self,
+        backend: Frames,
+        *,
+        name: str = "",
+        mac: bytes,
+        mtu: int | None = None,
+        spoof: bool = True,
+        queue_size: int = 256,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        if len(mac) != MAC or mac[0] & 1 or not any(mac):
+            raise UsageError(f"MAC address {mac.hex(':')!r} (expected 6 bytes of a station, not of a group)")
+        if mtu is not None and not MIN_MTU <= mtu <= MAX_MTU:
+            raise UsageError(f"MTU of {mtu} (expected {MIN_MTU} to {MAX_MTU})")
+        self.queue_sizes = (queue_size, queue_size, CONTROL_QUEUE_SIZE)
+        super().__init__(name)
+        self.link = True
+        self.counts = dict.fromkeys(("received", "transmitted", *self.DROPS), 0)
+        self._backend = backend
+        self._header = NET_HDR_LENGTH if backend.vnet_header else 0  # bytes of it in the back-end's frames
+        self._mac = mac
+        self._mtu = mtu
+        self._spoof = spoof
+        self._report = report
+        self._filter = ReceiveFilter(mac)
+        self._unsent: tuple[Chain | None, memoryview] | None = None  # what the back-end had no room for
+        self._forget_driver()
+
+    def _forget_driver(self) -> None:
+        self._filter = ReceiveFilter(self._mac)
+        self._buffers = ReceiveBuffers()
+        self._held: memoryview | None = None  # a received frame that does not fit into those, and until when
+        self._held_until = 0.0
+        self._more = False  # a turn is over, and there may be more to move
+        if self._unsent is not None:
+            # A part may be on its way: the rest must follow, even if the driver is another one by then.
+            self._unsent = None, self._unsent[1]
+
+    # --- Features and configuration -----------------------------------------------------------------------------------
+
+    def device_features(self) -> int:
+        """Segmentation and checksums are for a back-end that can do them (5.1.3)."""
+        return offered(offloads=bool(self._header), mtu=self._mtu is not None, change_mac=self._spoof)
+
+    def features_valid(self, features: int) -> bool:
+        """5.1.3.1: what each feature requires."""
+        return valid(features)
+
+    def config(self) -> bytes:
+        """5.1.4. All of it is read-only."""
+        return CONFIG.pack(self._filter.mac, NET_S_LINK_UP if self.link else 0, 1, self._mtu or 0)
+
+    def activate(self) -> None:
+        """Have the back-end leave to the driver what it takes."""
+        self._set_offloads(self.features)
+
+    def _set_offloads(self, features: int) -> None:
+        if self._header and self.link:
+            try:
+                self._backend.offloads(*guest_offloads(features))
+            except BackendError as error:
+                self._lose(error)
+
+    def discard(self) -> None:
+        """5.1.6.5.2.1: the filter too is as at first."""
+        self._forget_driver()
+        self._set_offloads(0)
+
+    def close(self) -> None:
+        """Close the back-end."""
+        self._backend.close()
+
+    # --- Being served -------------------------------------------------------------------------------------------------
+
+    def serve(self, queue: Virtqueue) -> None:
+        """The driver has given receive buffers, frames or commands."""
+        (self._receive, self._transmit, self._control)[queue.index](queue)
+
+    def sources(self) -> Sequence[tuple[int, int]]:
+        """The back-end, for input only while there is a buffer for it, for output only while a frame waits."""
+        events = select.POLLOUT if self._unsent is not None else 0
+        if self._buffers and self._held is None:
+            events |= select.POLLIN
+        fd = self._backend.fileno() if events and self.link else -1
+        return ((fd, events),) if fd >= 0 else ()
+
+    def ready(self, fd: int, events: int) -> None:
+        """The back-end can take or has given something, or has gone."""
+        if self._unsent is not None and events & ~select.POLLIN:
+            self._transmit(self.queues[TRANSMIT])
+        if events & ~select.POLLOUT:
+            self._receive(self.queues[RECEIVE])
+
+    def deadline(self) -> float | None:
+        """At once while there is more to move; else when a frame has waited too long for buffers."""
+        if self._more:
+            return 0.0
+        return None if self._held is None else self._held_until
+
+    def tick(self, now: float) -> None:
+        """Go on after a turn; give up a frame that has waited too long."""
+        self._more = False
+        if self._held is not None and self._held_until <= now:
+            self._held = None
+            self.counts["no room"] += 1
+        for queue in self.queues:
+            self.serve(queue)
+
+    def _lose(self, error: BackendError) -> None:
+        """The back-end has gone: the link is down for good (5.1.4). What the driver sends is dropped."""
+        self.link = False
+        self._held = None
+        unsent, self._unsent = self._unsent, None
+        if unsent is not None and unsent[0] is not None:
+            self.counts["no link"] += 1
+            self.complete(self.queues[TRANSMIT], unsent[0])
+        if self._report is not None:
+            self._report(f"{self.name}: the network has gone: {error}")
+        self.config_changed()
+
+    # --- Transmission (5.1.6.2) ---------------------------------------------------------------------------------------
+
+    def _transmit(self, queue: Virtqueue) -> None:
+        if self._unsent is not None:
+            chain, frame = self._unsent
+            if not self._send(queue, chain, frame):
+                return
+        left = BUDGET
+        for chain in queue.chains():
+            judged = self._frame(queue, chain)
+            if isinstance(judged, str):
+                self.counts[judged] += 1
+                self.complete(queue, chain)
+            elif not self._send(queue, chain, judged):
+                return
+            left -= 1
+            if not left:
+                self._more = True
+                return
+
+    def _send(self, queue: Virtqueue, chain: Chain | None, frame: memoryview) -> bool:
+        """Send `frame` and give `chain` back; False if the back-end is full and both wait for it."""
+        try:
+            if not self._backend.send(frame):
+                self._unsent = chain, frame
+                return False
+        except BackendError as error:
+            self._unsent = chain, frame
+            self._lose(error)
+            return True
+        self._unsent = None
+        self.counts["transmitted"] += 1
+        if chain is not None:
+            self.complete(queue, chain)
+        return True
+
+    def _frame(self, queue: Virtqueue, chain: Chain) -> memoryview | str:
+        """A copy of the frame in `chain`, as the back-end takes it, or why it is dropped."""
+        length = chain.readable_length - NET_HDR_LENGTH
+        if not ETHERNET <= length <= MAX_FRAME:
+            return "short" if length < ETHERNET else "oversize"
+        data = chain.read(0, NET_HDR_LENGTH + length)
+        frame = memoryview(data)[NET_HDR_LENGTH:]
+        if self.faults is not None and not (frame := self._faulty(queue, "transmit", frame)):
+            return "fault"
+        header = transmitted(data[:NET_HDR_LENGTH], len(frame), self.features)
+        if header is None:
+            return "header"
+        if not self._spoof and frame[MAC : 2 * MAC] != self._mac:
+            return "spoofed"
+        if not self.link:
+            return "no link"
+        return memoryview(header + frame) if self._header else frame
+
+    def _faulty(self, queue: Virtqueue, op: str, frame: memoryview) -> memoryview:
+        """`frame` as the fault plan wants it: "error" loses all of it, "short" half."""
+        fault = self.faults.draw(self.name, queue.index, op, None, len(frame))
+        if fault is None or fault.kind not in ("error", "short"):
+            return frame
+        kept = len(frame) // 2 if fault.kind == "short" else 0
+        return frame[: kept if kept >= ETHERNET else 0]
+
+    # --- Reception (5.1.6.4) ------------------------------------------------------------------------------------------
+
+    def _receive(self, queue: Virtqueue) -> None:
+        if not queue.ready:
+            self._buffers, self._held = ReceiveBuffers(), None
+            return
+        for _ in range(BUDGET):
+            if not self.link or not (self._buffers or self._buffers.take(queue)):
+                return
+            if not self._buffers:
+                continue
+            try:
+                frame = self._held or self._next(queue)
+            except BackendError as error:
+                self._lose(error)
+                return
+            if frame is None or not self._deliver(queue, frame):
+                return
+        self._more = True
+
+    def _next(self, queue: Virtqueue) -> memoryview | None:
+        """The next frame from outside, or None; an empty one where the fault plan has taken it. Raises BackendError."""
+        frame = self._backend.receive()
+        if frame is None or self.faults is None or len(frame) < self._header:
+            return frame
+        kept = self._faulty(queue, "receive", frame[self._header :])
+        return frame[: self._header + len(kept)] if kept else kept
+
+    def _deliver(self, queue: Virtqueue, frame: memoryview) -> bool:
+        """Give the driver `frame`, or drop it; False if it is held until there are more buffers."""
+        payload = frame[self._header :]
+        header = received(bytes(frame[: self._header] or PLAIN), len(payload), self.features)
+        if len(payload) < ETHERNET:
+            reason = "short" if frame or self.faults is None else "fault"
+        elif header is None:
+            reason = "header"
+        elif self._too_long(payload, header):
+            reason = "oversize"
+        elif not self._filter.accepts(bytes(payload[:MAC])):
+            reason = "filtered"
+        else:
+            return self._put(queue, header, payload, frame)
+        self._held = None
+        self.counts[reason] += 1
+        return True
+
+    def _too_long(self, payload: memoryview, header: bytes) -> bool:
+        """5.1.4.1: a frame above the MTU that was negotiated is not for the driver, unless it is one of segments."""
+        if len(payload) > MAX_FRAME:
+            return True
+        if not self.features >> NET_F_MTU & 1 or header[1]:
+            return False
+        assert self._mtu is not None
+        tag = VLAN_TAG if payload[12:14] == VLAN_TYPE else 0
+        return len(payload) > self._mtu + ETHERNET + tag
+
+    def _put(self, queue: Virtqueue, header: bytes, payload: memoryview, frame: memoryview) -> bool:
+        """Put a frame into buffers, as many as it takes if they are mergeable, or just into the first (5.1.6.3.2)."""
+        buffers, length = self._buffers, NET_HDR_LENGTH + len(payload)
+        fits = length <= buffers.first
+        if not fits and self.features >> NET_F_MRG_RXBUF & 1:
+            for _ in range(queue.size):
+                if buffers.room >= length:
+                    break
+                if not buffers.take(queue) and len(buffers) < queue.size:
+                    if self._held is None:
+                        self._held, self._held_until = frame, time.monotonic() + PATIENCE
+                    return False
+            fits = buffers.room >= length
+        self._held = None
+        if not fits:
+            self.counts["no room"] += 1
+            return True
+        self.counts["received"] += 1
+        used = buffers.fill(header, payload)
+        if len(used) == 1:
+            self.complete(queue, *used[0])
+        else:  # one completion, which a fault plan cannot take apart
+            for number, (chain, written) in enumerate(used, 1):
+                queue.push(chain, written, more=number < len(used))
+        return True
+
+    # --- Control (5.1.6.5) --------------------------------------------------------------------------------------------
+
+    def _control(self, queue: Virtqueue) -> None:
+        left = BUDGET
+        for chain in queue.chains():
+            if chain.writable_length:
+                done = self._command(chain.read(0, COMMAND_LIMIT + 1))
+                self.complete(queue, chain, chain.write(bytes([NET_CTRL_OK if done else NET_CTRL_ERR])))
+            else:
+                self.complete(queue, chain)  # no byte for the answer: not a command
+            left -= 1
+            if not left:
+                self._more = True
+                return
+
+    def _command(self, command: bytes) -> bool:
+        mac = self._filter.mac
+        done = self._filter.command(command, self.features)
+        if self._filter.mac != mac:
+            self.config_generation = (self.config_generation + 1) & 0xFFFFFFFF  # 2.5.1; the driver need not be told
+        return done
