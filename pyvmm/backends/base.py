@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 class StreamConsole:
     """A console whose `start()`, a subclass's, makes the sink and, where there is input, the pump.
 
-    `failure` is the errno that ended output, or 0.
+    `failure` is the errno that ended output, or 0; `what` is how messages call the console.
     """
+
+    what = "--console"
 
     def __init__(self) -> None:
         self.failure = 0

@@ -32,7 +32,7 @@ class FileConsole(StreamConsole):
         try:
             self._fd = os.open(self.path, flags, 0o666)
         except OSError as error:
-            raise BackendError(f"--console: cannot write {self.path}: {error.strerror}") from None
+            raise BackendError(f"{self.what}: cannot write {self.path}: {error.strerror}") from None
         self._link = link
         self._sink = OutputSink(self._fd, hold=link.hold, release=link.release, broken=self._broken)
 

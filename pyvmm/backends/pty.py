@@ -41,7 +41,7 @@ class PtyConsole(StreamConsole):
         try:
             self._master, slave = os.openpty()
         except OSError as error:
-            raise BackendError(f"--console: cannot make a pseudo-terminal: {error.strerror}") from None
+            raise BackendError(f"{self.what}: cannot make a pseudo-terminal: {error.strerror}") from None
         self.name = os.ttyname(slave)
         # Raw from the start: an echo would be input for the guest.
         tty.setraw(slave)

@@ -43,7 +43,9 @@ class UnixConsole(StreamConsole):
         """Make the socket. A stale one, where nobody listens any more, is replaced. Raises BackendError."""
         length = len(os.fsencode(self.path))
         if length > PATH_MAX:
-            raise BackendError(f"--console: the socket's path is too long: {length} bytes, expected {PATH_MAX} at most")
+            raise BackendError(
+                f"{self.what}: the socket's path is too long: {length} bytes, expected {PATH_MAX} at most"
+            )
         self._remove_stale()
         import socket
 
@@ -53,7 +55,7 @@ class UnixConsole(StreamConsole):
             self._listener.bind(self.path)
             self._listener.listen(WAITING_CLIENTS)
         except OSError as error:
-            raise BackendError(f"--console: cannot listen at {self.path}: {error.strerror}") from None
+            raise BackendError(f"{self.what}: cannot listen at {self.path}: {error.strerror}") from None
         made = os.stat(self.path)
         self._inode = made.st_dev, made.st_ino
         self._sink = OutputSink(None, hold=link.hold, release=link.release, broken=self._broken)
@@ -89,7 +91,7 @@ class UnixConsole(StreamConsole):
         except OSError:
             return  # nothing there, or what bind() will complain about
         if not stat.S_ISSOCK(kind):
-            raise BackendError(f"--console: {self.path} exists and is not a socket")
+            raise BackendError(f"{self.what}: {self.path} exists and is not a socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             try:
@@ -98,8 +100,8 @@ class UnixConsole(StreamConsole):
                 os.unlink(self.path)
                 return
             except OSError as error:
-                raise BackendError(f"--console: cannot use {self.path}: {error.strerror}") from None
-        raise BackendError(f"--console: another process listens at {self.path}")
+                raise BackendError(f"{self.what}: cannot use {self.path}: {error.strerror}") from None
+        raise BackendError(f"{self.what}: another process listens at {self.path}")
 
     def _watch(self) -> tuple[int, int | None]:
         assert self._listener is not None
