@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
 
-from pyvmm.virtio.block import Disk
+if TYPE_CHECKING:
+    from pyvmm.virtio.block import Disk
 
 SECTOR = 512
 
@@ -62,11 +64,13 @@ class WriteLog:
         self.log.append(Write(offset, bytes(length)))
 
     def images(self, samples: int = 100, seed: int = 0, prefixes: int = 1000) -> Iterator[CrashImage]:
-        """Disks after a power cut, each different one once: every prefix of the log (at most `prefixes`, evenly
-        spread), then `samples` random points with a random subset of the sectors not flushed by then.
+        """Disks after a power cut, none twice: every prefix of the log (at most `prefixes` or so, evenly spread), then
+        `samples` random points with a random subset of the sectors not flushed by then.
+
+        The same bytes come again where more was flushed by then: more may be asked of them.
         """
         chance = random.Random(seed)
-        seen: set[bytes] = set()
+        seen: set[tuple[int, bytes]] = set()
         every = max(1, len(self.log) // prefixes)
         for after in range(0, len(self.log) + 1, every):
             yield from self._once(seen, f"the first {after} of {len(self.log)} entries", after, self.at(after))
@@ -99,11 +103,8 @@ class WriteLog:
                 image[write.offset : write.offset + len(write.data)] = write.data
         return bytes(image)
 
-    @staticmethod
-    def _once(seen: set[bytes], name: str, after: int, data: bytes) -> Iterator[CrashImage]:
-        import hashlib
-
-        digest = hashlib.sha256(data).digest()
-        if digest not in seen:
-            seen.add(digest)
+    def _once(self, seen: set[tuple[int, bytes]], name: str, after: int, data: bytes) -> Iterator[CrashImage]:
+        key = self.stable(after), sha256(data).digest()
+        if key not in seen:
+            seen.add(key)
             yield CrashImage(name, after, data)
