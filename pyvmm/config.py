@@ -1,6 +1,7 @@
 """What a VM is made of, and how sizes and times are written.
 
-Imports errors and layout. A `VmConfig` is plain data, checked when it is made; nothing is opened or created for it.
+Imports errors, layout and hardware. A `VmConfig` is plain data, checked when it is made; nothing is opened or created
+for it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import os
 
 from pyvmm import layout
 from pyvmm.errors import UsageError
+from pyvmm.hardware import Disk, Net
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pyvmm.hardware import Port, Rng
 
 _SIZE_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -104,6 +108,12 @@ class VmConfig:
     fail_on          which of FAIL_ON in the guest's console make a run fail that ended well
     symbols          path of a vmlinux or System.map with the guest kernel's symbols, or None: those of the kernel
     memory_backing   one of pyvmm.memory.BACKINGS
+    disks            each a `pyvmm.Disk`, or just a path
+    net              a `pyvmm.Net`, several of them, or None
+    ports            `pyvmm.Port`s of the virtio console
+    rng              a `pyvmm.Rng`, or None
+    faults           rules of faults on purpose, as `--fault` has them
+    fault_seed       what decides on which requests they fall, where a rule has a rate
     switch_interval  seconds for sys.setswitchinterval() while VMs run, or None to leave it alone
 
     Raises UsageError, which names the field.
@@ -113,7 +123,10 @@ class VmConfig:
         "append",
         "cpu",
         "cpus",
+        "disks",
         "fail_on",
+        "fault_seed",
+        "faults",
         "flat_mode",
         "host_quirks",
         "initrd",
@@ -123,7 +136,10 @@ class VmConfig:
         "load_addr",
         "mem",
         "memory_backing",
+        "nets",
         "on_panic",
+        "ports",
+        "rng",
         "stuck",
         "stuck_at_boot",
         "switch_interval",
@@ -152,6 +168,12 @@ class VmConfig:
         fail_on: Sequence[str] = (),
         symbols: str | os.PathLike[str] | None = None,
         memory_backing: str = "anonymous",
+        disks: Sequence[Disk | str | os.PathLike[str]] = (),
+        net: Net | Sequence[Net] | None = None,
+        ports: Sequence[Port] = (),
+        rng: Rng | None = None,
+        faults: Sequence[str] = (),
+        fault_seed: int = 0,
         switch_interval: float | None = 50e-6,
     ) -> None:
         self.kernel = os.fspath(kernel)
@@ -172,6 +194,12 @@ class VmConfig:
         self.fail_on = tuple(_one_of("complaint to fail on", name, FAIL_ON) for name in fail_on)
         self.symbols = None if symbols is None else os.fspath(symbols)
         self.memory_backing = memory_backing
+        self.disks = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
+        self.nets = () if net is None else (net,) if isinstance(net, Net) else tuple(net)
+        self.ports = tuple(ports)
+        self.rng = rng
+        self.faults = tuple(faults)
+        self.fault_seed = fault_seed
         self.switch_interval = switch_interval
         self._check()
 

@@ -16,6 +16,7 @@ Imports nothing. All numbers are guest-physical addresses and byte lengths.
     0x000e_0000  ACPI tables; from 0x000f_0000 an MP table too long for the EBDA
     0x0010_0000  flat image in protected and long mode; where ELF kernels usually load themselves
     0xc000_0000  end of low RAM: the 32-bit hole, devices and interrupt controllers
+    0xd000_0000  virtio-mmio transports, a page each
     0x1_0000_0000  RAM again
 """
 
@@ -68,6 +69,14 @@ FLAT_LOAD = HIGH_MEMORY
 HOLE_START = 0xC0000000
 """RAM beyond 3 GiB continues above 4 GiB; a quarter of the 32-bit space is left for devices."""
 HOLE_END = 1 << 32
+VIRTIO_MMIO = 0xD0000000
+"""The first virtio-mmio transport; the others follow, a page each."""
+VIRTIO_MMIO_SIZE = PAGE
+VIRTIO_GSIS = (5, 6, 7, 10, 11, 3, 14, 15, 12, 13)
+"""Their interrupts, in this order, then VIRTIO_HIGH_GSIS: pins of the I/O APIC that nothing else in this machine has,
+the ones last that a PC's mouse and coprocessor would have. A command line can announce no others: without ACPI a
+kernel knows just the 16 of ISA, as edges (MP specification 1.4, 4.3.4)."""
+VIRTIO_HIGH_GSIS = tuple(range(16, 24))
 IOAPIC = 0xFEC00000
 """Where KVM's in-kernel IOAPIC answers (Intel 82093AA data sheet, 3.0)."""
 LAPIC = 0xFEE00000

@@ -176,6 +176,11 @@ class Control:
             self.pausing = False
             self._settle()
 
+    @property
+    def over(self) -> bool:
+        """The run has ended and no vCPU thread is left."""
+        return self.outcome is not None and self.live == 0
+
     def wait_ended(self, timeout: float) -> None:
         """After `end`: return when no vCPU thread is left. Raises VcpuStuckError after `timeout` seconds."""
         with self.condition:

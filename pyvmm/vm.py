@@ -19,6 +19,7 @@ import time
 from pyvmm import layout, threads
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.boot import LoadedKernel, Surroundings, load
+from pyvmm.boot.commandline import console_device
 from pyvmm.config import VmConfig
 from pyvmm.debug.diagnosis import Diagnosis
 from pyvmm.errors import (
@@ -32,6 +33,7 @@ from pyvmm.errors import (
 from pyvmm.machine import Machine
 from pyvmm.memory import GuestMemory
 from pyvmm.runloop import STUCK_AFTER, Control, Outcome, VcpuLoop
+from pyvmm.slots import HVC, slots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Protocol, Self
 
+    from pyvmm.attach import VirtioDevices
+    from pyvmm.backends.ports import PortBackend
     from pyvmm.debug.consolewatch import Complaint
     from pyvmm.debug.evidence import Reason
     from pyvmm.debug.report import CrashReport
@@ -48,6 +52,14 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vm import VmFd
     from pyvmm.observe import Observer
     from pyvmm.runloop import Repair
+    from pyvmm.virtio.faults import FaultPlan
+
+    class Holder(Protocol):
+        """What stops writing to the console, and goes on."""
+
+        def hold(self) -> None: ...
+
+        def release(self) -> None: ...
 
     class Console(Protocol):
         """What the VM asks of a console back-end; see `pyvmm.backends`."""
@@ -104,6 +116,8 @@ class VM:
         self._paused = paused
         self._control = Control()
         self._diagnosis = Diagnosis(config, say)
+        self._say = say
+        self._virtio: VirtioDevices | None = None
         # What to undo at close, last first: the VM's descriptors and memory, and around them the host's side.
         self._guest_closers: list[Callable[[], None]] = []
         self._host_closers: list[Callable[[], None]] = []
@@ -139,7 +153,13 @@ class VM:
 
     def _surroundings(self) -> Surroundings:
         """What the kernel is told of host and machine."""
-        return Surroundings(emulated=bool(self.host.quirks.ring0_emulated), helps=self.host.linux_options)
+        found = slots(self.config)
+        return Surroundings(
+            emulated=bool(self.host.quirks.ring0_emulated),
+            helps=self.host.linux_options,
+            devices=[slot.word for slot in found],
+            virtio_mmio=[(slot.gpa, layout.VIRTIO_MMIO_SIZE, slot.gsi) for slot in found],
+        )
 
     def start(self) -> None:
         """Create the VM, load the kernel and let the vCPUs run (or stand, if made with `paused=True`)."""
@@ -159,11 +179,19 @@ class VM:
 
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
+        if slots(self.config):
+            from pyvmm.attach import VirtioDevices
+
+            self._virtio = VirtioDevices(self.config, self._say, lambda: self._control.over)
+            self._host_closers.append(self._virtio.close)
+            self._virtio.open()
         loaded = self.load()
         self._fd = fd = create_vm(kvm, self.memory.regions)
         self._guest_closers.append(fd.close)
         ram = layout.ram_ranges(self.config.mem)
         self._machine = Machine(ram, fd.irq_line, self._output, self._diagnosis.guest_ends)
+        if self._virtio is not None:
+            self._virtio.attach(self.memory, self.machine.mmio, fd)
         self.machine.serial.on_input_drained = self.console.input_ready
         self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, self.host.without, loaded.state)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
@@ -176,13 +204,15 @@ class VM:
         self._control.on_end = self._ended
         self._control.pausing = self._control.attention = self._paused
         self._host_closers.append(self.console.close)
-        self.console.start(ConsoleLink(self.machine, self._control))
+        self.console.start(self._console_link())
         self._started_at = time.monotonic()
         if self.config.switch_interval is not None:
             switch_interval.lower(self.config.switch_interval)
             self._host_closers.append(switch_interval.restore)
         self._control.steer(self._vcpus)
         self._announce("paused" if self._paused else "running")
+        if self._virtio is not None:
+            self._virtio.start()
         waiting = list(self.loops)
         try:
             self._diagnose()
@@ -199,6 +229,18 @@ class VM:
             timer = threading.Timer(self.config.timeout, self._time_limit)
             threads.start(timer)
             self._host_closers.append(timer.cancel)
+
+    def _console_link(self) -> ConsoleLink:
+        """The console's two ends in the machine: the serial port and, if there is one, the virtio console's."""
+        link = ConsoleLink(self.machine.serial.receive, self._control)
+        if self._virtio is not None and self._virtio.console is not None:
+            port = self._virtio.console.ports[0]
+            port.output = self._output
+            port.on_input_drained = self.console.input_ready
+            link.also_holds(port)
+            if console_device(self.config.append) == HVC:
+                link.receive = port.receive
+        return link
 
     def _repair(self) -> Repair | None:
         """What completes the instructions that this host's KVM refuses; None where it refuses none, or on request."""
@@ -218,12 +260,16 @@ class VM:
 
     def pause(self) -> None:
         """Return with every vCPU standing still and its state whole. Raises VcpuStuckError if one does not."""
+        if self._virtio is not None:
+            self._virtio.pause()
         self._control.pause()
         self._announce("paused")
 
     def resume(self) -> None:
         """Let the vCPUs run (on)."""
         self._control.resume()
+        if self._virtio is not None:
+            self._virtio.resume()
         self._announce("running")
 
     def still(self) -> Still:
@@ -301,6 +347,16 @@ class VM:
         if self._machine is None:
             raise UsageError("this VM has no devices yet: start() comes first")
         return self._machine
+
+    @property
+    def ports(self) -> dict[str, PortBackend]:
+        """What the named ports of the virtio console are connected to, by name."""
+        return {} if self._virtio is None else self._virtio.ports
+
+    @property
+    def faults(self) -> FaultPlan | None:
+        """The plan of faults on purpose, which counts them, or None."""
+        return None if self._virtio is None else self._virtio.faults
 
     @property
     def vcpus(self) -> tuple[VcpuFd, ...]:
@@ -383,22 +439,35 @@ class Still:
 class ConsoleLink:
     """The VM as its console back-end sees it. Every method may be called from any thread."""
 
-    __slots__ = ("_control", "_serial", "hold", "release")
+    __slots__ = ("_control", "_held", "receive")
 
-    def __init__(self, machine: Machine, control: Control) -> None:
-        self._serial = machine.serial
+    def __init__(self, receive: Callable[[bytes], int], control: Control) -> None:
+        """receive(data) gives the guest input and returns how many bytes it took.
+
+        `input_ready()` of the console is called when it can take more.
+        """
+        self.receive = receive
         self._control = control
-        self.hold = control.hold
-        self.release = control.release
+        self._held: list[Holder] = [control]
 
-    def receive(self, data: bytes) -> int:
-        """Give the guest input; returns how many bytes it took. `input_ready()` is called when it can take more."""
-        return self._serial.receive(data)
+    def also_holds(self, holder: Holder) -> None:
+        """Let `hold()` and `release()` reach `holder` too."""
+        self._held.append(holder)
+
+    def hold(self) -> None:
+        """Nothing more can be written for now."""
+        for holder in self._held:
+            holder.hold()
+
+    def release(self) -> None:
+        """Writing goes on."""
+        for holder in self._held:
+            holder.release()
 
     @property
     def over(self) -> bool:
         """The run has ended: no more output will come."""
-        return self._control.outcome is not None and self._control.live == 0
+        return self._control.over
 
     def broken(self, errno: int) -> None:
         """Nobody reads the output any more: end the run as SIGPIPE would have ended the process."""

@@ -77,6 +77,10 @@ test)
     want cpio cpio
     want acpica-tools iasl
     want util-linux setpriv
+    want busybox-static busybox
+    want passt passt
+    want fio fio
+    [ -x /usr/sbin/mke2fs ] || wanted="$wanted e2fsprogs"
     ;;
 bench)
     linux

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyvmm.backends.file import FileConsole
     from pyvmm.virtio.port import Port
 
-    class Backend(Protocol):
+    class PortBackend(Protocol):
         """A console's back-end (see `pyvmm.backends`)."""
 
         def start(self, link: Link) -> None: ...
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         def write(self, data: bytes) -> None: ...
 
         def input_ready(self) -> None: ...
+
+        def drain(self, timeout: float | None) -> bool: ...
 
         def close(self) -> None: ...
 
@@ -69,7 +71,7 @@ class PortLink:
 
 
 def connect(
-    port: Port, backend: Backend, *, over: Callable[[], bool], broken: Callable[[int], None] | None = None
+    port: Port, backend: PortBackend, *, over: Callable[[], bool], broken: Callable[[int], None] | None = None
 ) -> PortLink:
     """Join `port` and `backend`; returns the link to start the back-end with. `over` and `broken` are the link's."""
     port.output = backend.write

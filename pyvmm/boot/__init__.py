@@ -57,7 +57,7 @@ class Surroundings:
 
     emulated     ring 0 is emulated on this host, so that nothing is left to the guest that can be done before
     helps        words for a Linux command line that a guest needs on this host
-    devices      words for a Linux command line that announce devices
+    devices      words for a Linux command line that announce devices to a kernel without ACPI
     virtio_mmio  (gpa, length, gsi) of devices that ACPI announces
     """
 

@@ -40,7 +40,7 @@ def for_kernel(config: BootConfig, surroundings: Surroundings, notes: list[str])
     helps = surroundings.helps if config.host_quirks else ()
     if helps:
         notes.append(f"this host's KVM needs {' '.join(helps)} (--no-host-quirks leaves that out)")
-    return compose(config.append, helps, surroundings.devices)
+    return compose(config.append, helps, surroundings.devices if without_acpi(config.append) else ())
 
 
 def compose(append: str, helps: Iterable[str] = (), devices: Iterable[str] = ()) -> str:
@@ -50,12 +50,23 @@ def compose(append: str, helps: Iterable[str] = (), devices: Iterable[str] = ())
     """
     words = [] if names_console(append) else [CONSOLE]
     words += ENDINGS
-    if "acpi=off" in kernels_own(append):
+    if without_acpi(append):
         words.append(POWER_OFF)
     words += [*helps, *devices]
     if append.strip():
         words.append(append)
     return " ".join(words)
+
+
+def without_acpi(append: str) -> bool:
+    """Whether the user switches ACPI off, so that the kernel does not find devices by the DSDT."""
+    return "acpi=off" in kernels_own(append)
+
+
+def console_device(append: str) -> str:
+    """The device that is /dev/console, the last that `append` names (without its speed), or "" if it names none."""
+    named = [word.removeprefix("console=") for word in kernels_own(append) if word.startswith("console=")]
+    return named[-1].partition(",")[0] if named else ""
 
 
 def names_console(append: str) -> bool:

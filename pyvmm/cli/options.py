@@ -170,6 +170,12 @@ def describe(program: str, table: Sequence[Option], positional: str, text: str) 
 # --- The table of `pyvmm run` ------------------------------------------------------------------------------------
 
 
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER):
+        raise UsageError(f"{text!r} is not a number")
+    return int(text)
+
+
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER):
         raise UsageError(f"{text!r} is not a number (expected 1 to {MAX_CPUS})")
@@ -202,6 +208,17 @@ def _stuck(text: str) -> float | None:
     return None if text == "never" else parse_duration(text)
 
 
+def _device(reader: str) -> Callable[[str], object]:
+    """The function called `reader` of the module that reads devices, imported when there is one to read."""
+
+    def convert(text: str) -> object:
+        from pyvmm.cli import devices
+
+        return getattr(devices, reader)(text)
+
+    return convert
+
+
 def _escape(text: str) -> object:
     from pyvmm.backends.terminal import parse_escape
 
@@ -215,6 +232,52 @@ RUN = (
     Option("cpu", "CPU features: host, then +NAME or -NAME, as in host,-cx16", metavar="host[,-NAME]..."),
     Option("append", "kernel command line; given again, it goes on", short="a", metavar="STR", repeatable=True),
     Option("initrd", "initial RAM disk, or first multiboot module", short="i", metavar="FILE"),
+    Option(
+        "disk",
+        "a disk, /dev/vda and so on: an image or block device; overlay: what is written is forgotten at the end",
+        short="d",
+        metavar="PATH[,ro][,overlay][,cache=writeback|none|unsafe][,queues=N][,serial=S]",
+        convert=_device("parse_disk"),
+        repeatable=True,
+    ),
+    Option(
+        "net",
+        "a network, eth0 and so on: user is passt's, without privilege; socket joins VMs on this host",
+        short="n",
+        metavar="user|tap[=NAME]|socket=PATH|none[,mac=M][,mtu=N][,hostfwd=tcp::2222-:22][,pcap=F][,no-spoof]",
+        convert=_device("parse_net"),
+        repeatable=True,
+    ),
+    Option(
+        "publish",
+        "a port of the host that leads to one of the guest's; makes a user network if there is none",
+        short="p",
+        metavar="[ADDR:]HOST:GUEST[/udp]",
+        convert=_device("parse_publish"),
+        repeatable=True,
+    ),
+    Option(
+        "port",
+        "a named port of the virtio console, connected to unix:PATH, file:PATH or pty",
+        metavar="NAME=WHERE",
+        convert=_device("parse_port"),
+        repeatable=True,
+    ),
+    Option(
+        "rng",
+        "a source of random numbers, /dev/hwrng; RATE limits it in bytes a second",
+        kind=OPTIONAL,
+        metavar="RATE",
+        convert=_device("parse_rng"),
+    ),
+    Option(
+        "fault",
+        "a fault on purpose, as blk0:error,op=write,rate=0.1 (docs/faults.md)",
+        metavar="DEVICE:KIND[,WHEN]...",
+        convert=_device("parse_fault"),
+        repeatable=True,
+    ),
+    Option("fault-seed", "what decides where faults with a rate fall (default 0)", metavar="N", convert=_number),
     Option(
         "kernel-format",
         f"{', '.join(KERNEL_FORMATS)} (default auto: by content)",

@@ -284,6 +284,19 @@ def make_config(arguments: Arguments) -> VmConfig:
         settings["stuck_at_boot"] = STUCK_AT_BOOT
     if "no-host-quirks" in arguments.values:
         settings["host_quirks"] = False
+    values: dict[str, Any] = arguments.values
+    settings["disks"] = values.get("disk", ())
+    settings["ports"] = values.get("port", ())
+    settings["faults"] = values.get("fault", ())
+    settings["fault_seed"] = values.get("fault-seed", 0)
+    if "net" in values or "publish" in values:
+        from pyvmm.cli.devices import networks
+
+        settings["net"] = networks(values.get("net", []), values.get("publish", []))
+    if "rng" in values:
+        from pyvmm.hardware import Rng
+
+        settings["rng"] = Rng() if values["rng"] is True else values["rng"]
     if not arguments.positional:
         kernel, initrd = _default_image()
         settings.setdefault("initrd", initrd)

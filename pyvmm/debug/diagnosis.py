@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 CONSOLE_WORD = "console=ttyS0"
+CONSOLE_WORDS = (CONSOLE_WORD, "console=hvc0", "earlyprintk=ttyS0", "earlyprintk=serial")
+"""Words by which Linux prints to a console that pyvmm shows."""
 LINUX = ("linux", "bzimage", "pvh")
 """Formats of kernels whose command line Linux reads."""
 WITH_SYMBOLS = ("linux", "pvh", "elf", "multiboot")
@@ -335,6 +337,6 @@ class Diagnosis:
 
 
 def _names_console(command_line: str) -> bool:
-    """Whether Linux would print to the serial port."""
+    """Whether Linux would print to the serial port or the virtio console."""
     words = command_line.split()
-    return any(word.partition(",")[0] in (CONSOLE_WORD, "earlyprintk=ttyS0", "earlyprintk=serial") for word in words)
+    return any(word.partition(",")[0] in CONSOLE_WORDS for word in words)

@@ -1,0 +1,158 @@
+"""What can be attached to a VM: disks, networks, ports, a source of random numbers. Plain data, checked when made.
+
+Imports errors alone. Nothing is opened for any of these before the VM starts; what each becomes is `attach`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+CACHE_MODES = ("writeback", "none", "unsafe")
+DISK_FORMATS = ("raw",)
+NET_KINDS = ("user", "tap", "socket")
+MAX_QUEUES = 16
+MIN_MTU, MAX_MTU = 68, 65535
+"""An IPv4 link carries 68 bytes at least (RFC 791, 3.2); the field has 16 bits (virtio 1.3, 5.1.4)."""
+MAC_LENGTH = 6
+
+
+class Disk:
+    """A disk, /dev/vda and so on in Linux.
+
+    path       an image file or a block device
+    readonly   the guest may not write
+    overlay    what the guest writes is kept beside the image while the VM lives, and then forgotten
+    format     how the image is laid out: only "raw", and never guessed
+    cache      "writeback": a flush of the guest's reaches the disk; "none": the host caches nothing (O_DIRECT);
+               "unsafe": flushes are ignored, for images that nobody needs afterwards
+    queues     request queues, 1 to 16
+    serial     what the disk says when asked for its name, up to 20 bytes of ASCII
+
+    Raises UsageError, which names the field.
+    """
+
+    __slots__ = ("cache", "format", "overlay", "path", "queues", "readonly", "serial")
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        overlay: bool = False,
+        format: str = "raw",
+        cache: str = "writeback",
+        queues: int = 1,
+        serial: str = "",
+    ) -> None:
+        self.path = os.fspath(path)
+        self.readonly = readonly
+        self.overlay = overlay
+        self.format = _one_of("disk format", format, DISK_FORMATS)
+        self.cache = _one_of("cache mode", cache, CACHE_MODES)
+        self.queues = queues
+        self.serial = serial
+        if not self.path:
+            raise UsageError("a disk needs a path")
+        if readonly and overlay:
+            raise UsageError(f"{self.path}: a disk is either read-only or has an overlay to write to")
+        if not 1 <= queues <= MAX_QUEUES:
+            raise UsageError(f"{self.path}: {queues} queues (expected 1 to {MAX_QUEUES})")
+        if not serial.isascii() or len(serial) > 20:
+            raise UsageError(f"{self.path}: serial {serial!r} (expected up to 20 characters of ASCII)")
+
+
+class Net:
+    """A network interface, eth0 and so on in Linux. Made by `Net.user()`, `Net.tap()` or `Net.switch()`.
+
+    kind       one of NET_KINDS
+    target     the tap's name ("" for a new one), or the path of the switch's socket
+    mac        6 bytes, or None for one at random
+    mtu        the largest packet in bytes, 68 to 65535, or None: the driver's own choice
+    forwards   ports of the host that lead into the guest, as "tcp:127.0.0.1:2222-:22" or "8080:80"; with `user` alone
+    pcap       path of a file that gets all frames, or None
+    spoof      whether the guest may send from other addresses than its own
+    """
+
+    __slots__ = ("forwards", "kind", "mac", "mtu", "pcap", "spoof", "target")
+
+    def __init__(
+        self,
+        kind: str,
+        target: str = "",
+        *,
+        mac: bytes | None = None,
+        mtu: int | None = None,
+        forwards: Sequence[str] = (),
+        pcap: str | os.PathLike[str] | None = None,
+        spoof: bool = True,
+    ) -> None:
+        self.kind = _one_of("network", kind, NET_KINDS)
+        self.target = target
+        self.mac = mac
+        self.mtu = mtu
+        self.forwards = tuple(forwards)
+        self.pcap = None if pcap is None else os.fspath(pcap)
+        self.spoof = spoof
+        if mac is not None and (len(mac) != MAC_LENGTH or mac[0] & 1 or not any(mac)):
+            raise UsageError(f"MAC address {mac.hex(':')!r} (expected 6 bytes of one station, not of a group)")
+        if mtu is not None and not MIN_MTU <= mtu <= MAX_MTU:
+            raise UsageError(f"MTU of {mtu} (expected {MIN_MTU} to {MAX_MTU})")
+        if self.forwards and kind != "user":
+            raise UsageError(f"port forwards go with a user network, not with {kind}")
+        if kind == "socket" and not target:
+            raise UsageError("a switch needs the path of its socket")
+
+    @classmethod
+    def user(cls, forwards: Sequence[str] = (), **settings: object) -> Self:
+        """A network of the user's own by way of passt: DHCP, DNS and the host's connections, without privilege."""
+        return cls("user", forwards=forwards, **settings)  # type: ignore[arg-type]
+
+    @classmethod
+    def tap(cls, name: str = "", **settings: object) -> Self:
+        """The host's tap device `name`, or a new one. Needs CAP_NET_ADMIN unless the tap is the user's own."""
+        return cls("tap", name, **settings)  # type: ignore[arg-type]
+
+    @classmethod
+    def switch(cls, path: str | os.PathLike[str], **settings: object) -> Self:
+        """A switch on this host that every VM joins which names the same `path`. Without privilege."""
+        return cls("socket", os.fspath(path), **settings)  # type: ignore[arg-type]
+
+
+class Port:
+    """A named port of the virtio console, /dev/virtio-ports/NAME in Linux.
+
+    `where` is what it is connected to: "unix:PATH", "file:PATH" or "pty"; None is a stream in this process, which the
+    VM has as `vm.ports[name]`.
+    """
+
+    __slots__ = ("name", "where")
+
+    def __init__(self, name: str, where: str | None = None) -> None:
+        self.name = name
+        self.where = where
+        if not name or not name.isprintable() or not name.isascii() or "/" in name or len(name) > 64:
+            raise UsageError(f"port name {name!r} (expected up to 64 characters of ASCII, no /)")
+
+
+class Rng:
+    """A source of random numbers, /dev/hwrng in Linux. `rate` limits it in bytes a second; None does not."""
+
+    __slots__ = ("rate",)
+
+    def __init__(self, rate: int | None = None) -> None:
+        self.rate = rate
+        if rate is not None and rate < 1:
+            raise UsageError(f"random numbers at {rate} bytes a second (expected 1 or more)")
+
+
+def _one_of(what: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UsageError(f"unknown {what} {value!r} (expected {', '.join(choices)})")
+    return value

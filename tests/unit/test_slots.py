@@ -1,0 +1,179 @@
+"""Where devices are, how kernels are told of them, and what options and classes that name devices refuse."""
+
+import pytest
+
+from pyvmm import layout
+from pyvmm.boot import Surroundings, commandline
+from pyvmm.boot.acpi.dsdt import dsdt
+from pyvmm.boot.mptable import configuration_table
+from pyvmm.cli.devices import networks, parse_disk, parse_mac, parse_net, parse_port, parse_publish, parse_rng
+from pyvmm.config import VmConfig
+from pyvmm.errors import UsageError
+from pyvmm.hardware import Disk, Net, Port, Rng
+from pyvmm.slots import slots
+
+
+def config(**settings):
+    return VmConfig("kernel", **settings)
+
+
+def test_every_device_has_a_page_and_an_interrupt_of_its_own():
+    found = slots(config(disks=["a", "b"], net=Net.user(), ports=[Port("p", "pty")], rng=Rng()))
+    assert [slot.name for slot in found] == ["blk0", "blk1", "net0", "console0", "rng0"]
+    assert len({slot.gpa for slot in found}) == len({slot.gsi for slot in found}) == 5
+    assert found[0].word == "virtio_mmio.device=4K@0xd0000000:5"
+    for slot in found:
+        assert layout.HOLE_START <= slot.gpa < layout.IOAPIC - layout.VIRTIO_MMIO_SIZE
+
+
+def test_no_interrupt_is_anybody_elses():
+    taken = {0, 1, 2, layout.SERIAL_IRQ, layout.RTC_IRQ, layout.SCI_IRQ}
+    gsis = layout.VIRTIO_GSIS + layout.VIRTIO_HIGH_GSIS
+    assert not taken & set(gsis) and len(gsis) == len(set(gsis)) == 18
+    assert max(layout.VIRTIO_GSIS) < 16 <= min(layout.VIRTIO_HIGH_GSIS)
+
+
+def test_there_are_as_many_devices_as_interrupts_that_the_kernel_can_be_told_of():
+    assert len(slots(config(disks=["d"] * 18))) == 18
+    with pytest.raises(UsageError, match="19 virtio devices: this machine has interrupts for 18"):
+        slots(config(disks=["d"] * 19))
+    with pytest.raises(UsageError, match="interrupts for 10"):
+        slots(config(disks=["d"] * 11, append="acpi=off"))
+
+
+@pytest.mark.parametrize(
+    ("append", "has"),
+    [
+        ("", False),
+        ("console=hvc0", True),
+        ("console=ttyS0 console=hvc0,9600", True),
+        ("console=hvc0 console=ttyS0", False),
+    ],
+)
+def test_the_virtio_console_is_there_when_it_is_the_kernels(append, has):
+    assert [slot.name for slot in slots(config(append=append))] == ["console0"] * has
+
+
+def test_a_kernel_is_told_once_by_acpi_or_by_its_command_line():
+    words = [slot.word for slot in slots(config(disks=["a"]))]
+    told = commandline.for_kernel(config(append=""), Surroundings(devices=words), [])
+    assert "virtio_mmio" not in told
+    told = commandline.for_kernel(config(append="acpi=off"), Surroundings(devices=words), [])
+    assert told.count("virtio_mmio.device=4K@0xd0000000:5") == 1
+
+
+def test_every_table_says_edge():
+    """The MP table leaves ISA interrupts as ISA has them, edges; the DSDT says so."""
+    body = dsdt([(0xD0000000, 0x1000, 5)])
+    assert bytes([0x89, 6, 0, 0b11, 1]) + (5).to_bytes(4, "little") in body
+    table = configuration_table(1)
+    for gsi in layout.VIRTIO_GSIS:
+        assert bytes([3, 0, 0, 0, 0, gsi, 1, gsi]) in table
+
+
+# --- Options ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_is_read_from_its_option():
+    disk = parse_disk("a,,b.img,ro,cache=none,queues=4,serial=S1")
+    assert (disk.path, disk.readonly, disk.overlay, disk.cache, disk.queues, disk.serial) == (
+        "a,b.img",
+        True,
+        False,
+        "none",
+        4,
+        "S1",
+    )
+    assert parse_disk("x,overlay").overlay
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "needs a path"),
+        ("x,format=qcow2", "unknown disk format 'qcow2'"),
+        ("x,cache=fast", "unknown cache mode"),
+        ("x,ro=1", "takes no value"),
+        ("x,cache=", "needs a value"),
+        ("x,ro,ro", "given twice"),
+        ("x,what", "unknown sub-option 'what'"),
+        ("x,ro,overlay", "either read-only or"),
+        ("x,queues=0", "0 queues"),
+        ("x,queues=17", "17 queues"),
+        ("x,queues=-1", "not a number"),
+        ("x,serial=" + "s" * 21, "up to 20 characters"),
+    ],
+)
+def test_a_wrong_disk_is_refused(text, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        parse_disk(text)
+
+
+def test_a_network_is_read_from_its_option():
+    net = parse_net("user,mac=52:54:00:12:34:56,mtu=1400,hostfwd=tcp::2222-:22,pcap=f.pcap,no-spoof")
+    assert net is not None
+    assert (net.kind, net.mac, net.mtu, net.forwards, net.pcap, net.spoof) == (
+        "user",
+        bytes.fromhex("525400123456"),
+        1400,
+        ("tcp::2222-:22",),
+        "f.pcap",
+        False,
+    )
+    assert parse_net("tap=tap7").target == "tap7" and parse_net("tap").target == ""
+    assert parse_net("socket=/run/s").target == "/run/s"
+    assert parse_net("none") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("bridge", "unknown network 'bridge'"),
+        ("user=x", "has no name"),
+        ("socket", "needs the path"),
+        ("tap,hostfwd=tcp::1-:2", "forwards go with a user network"),
+        ("user,mac=nonsense", "not a MAC address"),
+        ("user,mac=01:00:00:00:00:00", "of one station"),
+        ("user,mac=00:00:00:00:00:00", "of one station"),
+        ("user,mac=52:54:00", "expected 6 bytes"),
+        ("user,mtu=67", "MTU of 67"),
+        ("user,mtu=70000", "MTU of 70000"),
+        ("user,hostfwd=nonsense", "nonsense"),
+        ("none,mtu=1500", "unknown network 'none'"),
+    ],
+)
+def test_a_wrong_network_is_refused(text, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        parse_net(text)
+
+
+def test_a_published_port_makes_a_user_network_or_joins_one():
+    [net] = networks([], [parse_publish("8080:80")])
+    assert (net.kind, net.forwards) == ("user", ("8080:80",))
+    tap, user = networks([Net.tap("t"), Net.user(["tcp::1-:2"])], ["8080:80"])
+    assert tap.forwards == () and user.forwards == ("tcp::1-:2", "8080:80")
+    assert networks([None], []) == []
+    with pytest.raises(UsageError, match="goes with --net user, not with tap"):
+        networks([Net.tap("t")], ["8080:80"])
+    with pytest.raises(UsageError, match="none goes with no other"):
+        networks([None], ["8080:80"])
+    with pytest.raises(UsageError):
+        parse_publish("80")
+
+
+def test_ports_and_random_numbers_are_read_from_their_options():
+    port = parse_port("log=file:a=b")
+    assert (port.name, port.where) == ("log", "file:a=b")
+    for text in ("log", "=x", "log=", "a/b=pty", "a" * 65 + "=pty"):
+        with pytest.raises(UsageError):
+            parse_port(text)
+    assert parse_rng("1000").rate == 1000 and parse_rng("4K").rate == 4096
+    for text in ("0", "fast", "-1"):
+        with pytest.raises(UsageError):
+            parse_rng(text)
+    with pytest.raises(UsageError):
+        parse_mac("1:2:3:4:5:600")
+
+
+def test_a_path_alone_is_a_disk():
+    assert [disk.path for disk in config(disks=["a", Disk("b", readonly=True)]).disks] == ["a", "b"]
