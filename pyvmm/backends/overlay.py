@@ -97,7 +97,7 @@ class OverlayDisk:
         partial = set()
         if offset % CLUSTER:
             partial.add(offset // CLUSTER)
-        if end % CLUSTER and end != self.size:
+        if end % CLUSTER:
             partial.add(end // CLUSTER)
         for cluster in partial:
             if not self._written[cluster]:

@@ -180,11 +180,9 @@ class VirtioBlock(VirtioDevice):
     def writeback(self) -> bool:
         """Whether a write may be answered before it is on stable storage (5.2.5, 5.2.6.2).
 
-        At first it may if the driver can send flushes. Before it has said so there is nothing to be read.
+        At first it may if the driver can send flushes.
         """
-        if self._chosen is not None:
-            return self._chosen
-        return not self.features or self._negotiated(BLK_F_FLUSH)
+        return self._negotiated(BLK_F_FLUSH) if self._chosen is None else self._chosen
 
     def config(self) -> bytes:
         disk = self.disk

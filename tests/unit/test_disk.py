@@ -175,6 +175,16 @@ def test_a_write_to_the_last_sector_makes_the_file_whole(tmp_path, opened, cache
     assert read(disk, 0, 1024) == path.read_bytes()
 
 
+def test_what_was_written_to_the_last_sector_is_there_for_a_short_read_too(tmp_path, opened, monkeypatch):
+    path = tmp_path / "odd.img"
+    path.write_bytes(b"\x99" * 100)
+    disk = opened(path)
+    write(disk, 0, b"\x55" * 512)
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: real(fd, [buffers[0][:100]], offset))
+    assert read(disk, 0, 512) == b"\x55" * 512
+
+
 def test_reading_behind_the_files_end_needs_no_read(tmp_path, opened):
     path = tmp_path / "odd.img"
     path.write_bytes(b"\x99" * 100)

@@ -122,6 +122,7 @@ def test_it_behaves_as_a_disk_whatever_is_done_to_it(base, disk):
         assert read(disk, offset, length) == expected[offset : offset + length]
         disk.flush()
     assert read(disk, 0, WHOLE) == expected
+    assert os.fstat(disk._top._fd).st_size == WHOLE
 
 
 def test_only_what_was_written_takes_space(disk):

@@ -5,6 +5,8 @@ from pathlib import Path
 from struct import pack
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyvmm.errors import UsageError
 from pyvmm.virtio import block_request, spec
@@ -98,7 +100,7 @@ def bits(*features):
     return sum(1 << feature for feature in (spec.F_VERSION_1, *features))
 
 
-# --- Requests ---------------------------------------------------------------------------------------------------------
+# --- Requests --------------------------------------------------------------------------------------------------------
 
 
 def test_sectors_are_read_and_written(block):
@@ -184,6 +186,17 @@ def test_segments_of_no_sectors_do_nothing(block):
     assert block.disk.calls == []
 
 
+def test_a_segment_is_no_longer_than_the_configuration_says(made):
+    disk = MemoryDisk()
+    disk.size = 1 << 40
+    driver = made(disk)
+    for kind, most in ((BLK_T_DISCARD, driver.config(36, 4)), (BLK_T_WRITE_ZEROES, driver.config(48, 4))):
+        assert driver.segments(kind, segment(5, most + 1)) == (BLK_S_IOERR, 1, b"")
+        assert not disk.calls
+        assert driver.segments(kind, segment(5, most)) == (BLK_S_OK, 1, b"")
+        assert disk.calls.pop()[1:3] == (5 * 512, most * 512)
+
+
 def test_every_queue_serves(made):
     driver = made(queues=4)
     assert driver.config(34, 2) == 4
@@ -218,7 +231,7 @@ def test_what_is_done_is_told_before_a_flush(block):
     assert seen == [1, "flush", 2]
 
 
-# --- Features and configuration space ---------------------------------------------------------------------------------
+# --- Features and configuration space --------------------------------------------------------------------------------
 
 
 @pytest.mark.needs("gcc")
@@ -314,7 +327,7 @@ def test_a_disk_that_is_not_safe_offers_no_flush(made):
     works(driver)
 
 
-# --- Write-through and write-back -------------------------------------------------------------------------------------
+# --- Write-through and write-back ------------------------------------------------------------------------------------
 
 FLUSH, WCE = spec.BLK_F_FLUSH, spec.BLK_F_CONFIG_WCE
 
@@ -334,7 +347,6 @@ def test_a_write_is_stable_when_the_driver_cannot_make_it_so(made, features, sta
 def test_writeback_begins_as_zero_without_flush(made):
     """virtio 1.3, 5.2.5.2: CONFIG_WCE without FLUSH: the device MUST initialize writeback to 0."""
     driver = made()
-    assert driver.config(32, 1) == 1
     for features, writeback in (((WCE,), 0), ((FLUSH, WCE), 1)):
         assert driver.negotiate(bits(*features))
         assert driver.config(32, 1) == writeback  # readable from FEATURES_OK on
@@ -368,7 +380,7 @@ def test_a_write_through_whose_flush_fails_has_failed(block):
     works(block)
 
 
-# --- Requests that are refused, each followed by a good one -----------------------------------------------------------
+# --- Requests that are refused, each followed by a good one ----------------------------------------------------------
 
 END = CAPACITY
 REFUSED = {
@@ -463,7 +475,7 @@ def test_a_read_only_disk_is_not_written_to(made):
     assert driver.flush()[0] == BLK_S_OK
 
 
-# --- Requests that cannot be answered ---------------------------------------------------------------------------------
+# --- Requests that cannot be answered --------------------------------------------------------------------------------
 
 UNANSWERABLE = {
     "no header": ([], [512, 1]),
@@ -539,7 +551,7 @@ def test_a_huge_request_allocates_nothing(made):
     works(driver)
 
 
-# --- The host's errors ------------------------------------------------------------------------------------------------
+# --- The host's errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EBADF])
@@ -573,7 +585,7 @@ def test_each_kind_of_the_hosts_errors_is_reported_once():
     assert driver.disk.closed
 
 
-# --- Faults on purpose ------------------------------------------------------------------------------------------------
+# --- Faults on purpose -----------------------------------------------------------------------------------------------
 
 
 class Plan:
@@ -641,7 +653,52 @@ def test_a_short_transfer_on_purpose_transfers_whole_sectors(block):
     works(block)
 
 
-# --- Reset and options ------------------------------------------------------------------------------------------------
+# --- Anything at all -------------------------------------------------------------------------------------------------
+
+NUMBERS = st.one_of(
+    st.integers(0, 30), st.sampled_from([CAPACITY - 1, CAPACITY, CAPACITY + 1]), st.integers(0, (1 << 64) - 1)
+)
+HEADERS = st.builds(
+    lambda kind, reserved, sector: header(kind & 0xFFFFFFFF, sector, reserved & 0xFFFFFFFF), NUMBERS, NUMBERS, NUMBERS
+)
+SEGMENTS = st.builds(
+    lambda sector, count, flags: segment(sector, count & 0xFFFFFFFF, flags), NUMBERS, NUMBERS, st.integers(0, 3)
+)
+LENGTHS = st.one_of(st.integers(0, 40), st.integers(0, 4).map(lambda sectors: 512 * sectors), st.integers(0, 3000))
+MESSAGES = st.one_of(
+    st.tuples(HEADERS, LENGTHS.map(bytes)).map(b"".join),
+    st.tuples(HEADERS, st.lists(SEGMENTS, max_size=3).map(b"".join)).map(b"".join),
+    st.binary(max_size=64),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(MESSAGES, st.integers(1, 700), st.lists(LENGTHS, max_size=4), st.booleans()), max_size=6))
+def test_whatever_is_asked_is_answered_or_asks_for_a_reset(requests):
+    """No exception, nothing outside the disk (which checks), no byte of the guest's that the used length denies."""
+    driver = BlockDriver(queue_size=64).bring_up(size=64)
+    for message, cut, rooms, indirect in requests:
+        parts = [message[at : at + cut] for at in range(0, len(message), cut)][:50] or [b""]
+        ring = driver.rings[0]
+        head = driver.send(0, parts, rooms, indirect)
+        used = ring.used()
+        answerable = len(b"".join(parts)) >= 16 and sum(rooms) > 0
+        assert driver.needs_reset == (not answerable)
+        if driver.needs_reset:
+            assert not used
+            driver.bring_up(size=64)
+            continue
+        [(found, written)] = used
+        answer = ring.written(head)
+        assert found == head and answer[-1] in (BLK_S_OK, BLK_S_IOERR, BLK_S_UNSUPP)
+        assert written in (0, len(answer)) and (answer[-1] != BLK_S_OK or written == len(answer) or message[0] == 4)
+        if written == 0:
+            assert set(answer[:-1]) <= {UNANSWERED}
+    works(driver)
+    driver.close()
+
+
+# --- Reset and options -----------------------------------------------------------------------------------------------
 
 
 def test_a_reset_while_requests_wait_leaves_them(block):
