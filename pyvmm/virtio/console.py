@@ -107,8 +107,8 @@ class VirtioConsole(VirtioDevice):
         """Have queue number `queue` served, unless the data plane has ended. From any thread, `plane` not held."""
         try:
             self.ring(queue)
-        except OSError:
-            pass  # its eventfd is closed
+        except (OSError, ValueError):
+            pass  # its eventfd is closed, or has just been
 
     # --- Serving ------------------------------------------------------------------------------------------------------
 
