@@ -238,6 +238,9 @@ class VirtioDevice:
             queue = self.queues[index]
             if self.live and queue.ready:
                 self.guarded(lambda: self.serve(queue))
+            again = queue.unfinished and self.live
+        if again:
+            self.ring(index)  # behind whatever waits for `plane`: a reset, a pause, another queue
 
     def guarded(self, work: Callable[[], None]) -> None:
         """Do `work`, which uses queues, tell the driver what is due; a broken ring makes the device want a reset."""

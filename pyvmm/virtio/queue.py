@@ -63,6 +63,7 @@ class Virtqueue:
     size, descriptors, driver, device    as the driver sets them before `enable()`: number of entries, and the gpas of
                 the descriptor table, the available ring ("driver area") and the used ring ("device area")
     ready       whether it is enabled
+    unfinished  whether `chains()` has ended before the queue was empty: the driver will not notify of the rest
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Virtqueue:
         "max_size",
         "ready",
         "size",
+        "unfinished",
     )
 
     def __init__(self, index: int, max_size: int) -> None:
@@ -111,7 +113,7 @@ class Virtqueue:
         self._table = self._avail = self._used = self._used_elements = memoryview(b"")
         self._memory: GuestMemory | None = None
         self._in_flight = bytearray()
-        self._event_idx = self._indirect = False
+        self._event_idx = self._indirect = self.unfinished = False
         self._next_avail = self._next_used = self._notified = 0
 
     def enable(self, memory: GuestMemory, features: int) -> None:
@@ -178,15 +180,21 @@ class Virtqueue:
         self._next_avail = (position + 1) & 0xFFFF
         return chain
 
-    def chains(self) -> Iterator[Chain]:
+    def chains(self, limit: int = 0) -> Iterator[Chain]:
         """All chains that are available, and those that come meanwhile; the driver need not notify until it ends.
 
-        Raises QueueError.
+        A driver that keeps adding some could have that go on for ever. With `limit` it ends after so many, and
+        `unfinished` then tells whoever serves to do so again, when others had their turn. Raises QueueError.
         """
+        self.unfinished = False
         self.suppress()
         while True:
             while (chain := self.pop()) is not None:
+                limit -= 1
                 yield chain
+                if limit == 0:
+                    self.unfinished = self.ready
+                    return
             if not self.ready or not self.listen():
                 return
             self.suppress()
