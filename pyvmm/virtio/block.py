@@ -109,6 +109,8 @@ CONFIG_WRITEBACK = 32
 
 TELL_AFTER = 16
 """Requests after which a driver that keeps the queue filled is told of those that are done."""
+TURN = 2
+"""How often a queue's size may be served, at most, before other queues, a pause or a reset have their turn."""
 
 _OPERATIONS = {
     BLK_T_IN: "read",
@@ -220,7 +222,7 @@ class VirtioBlock(VirtioDevice):
     # --- Serving ------------------------------------------------------------------------------------------------------
 
     def serve(self, queue: Virtqueue) -> None:
-        for number, chain in enumerate(queue.chains(), 1):
+        for number, chain in enumerate(queue.chains(TURN * queue.size), 1):
             status, done = BLK_S_OK, 0
             try:
                 request = parse(chain, self._types, self._capacity, self.disk.readonly)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pyvmm.errors import UsageError
 from pyvmm.virtio import block_request, spec
-from pyvmm.virtio.block import CONFIG, TELL_AFTER, VirtioBlock
+from pyvmm.virtio.block import CONFIG, TELL_AFTER, TURN, VirtioBlock
 from pyvmm.virtio.spec import (
     BLK_S_IOERR,
     BLK_S_OK,
@@ -217,6 +217,37 @@ def test_a_batch_is_answered_in_one_go_and_told_of_in_between(block):
     block.kick()
     assert told == [TELL_AFTER, 2 * TELL_AFTER, 40]
     assert all(written == 513 for _, written in ring.used())
+
+
+def test_a_queue_that_never_runs_empty_lets_others_have_their_turn(block):
+    """The driver asks again as soon as it gets an answer: the plane is free now and then, and nothing is left over."""
+    block.bring_up(size=16)
+    ring, left, held, rung = block.rings[0], [100], [], []
+    readv = block.disk.readv
+
+    def ask():
+        ring.used()
+        ring.add(block.heap, [header(BLK_T_IN)], [512, 1])
+
+    def readv_and_ask(views, offset):
+        readv(views, offset)
+        held.append(len(rung))
+        if left[0]:
+            left[0] -= 1
+            ask()
+
+    def serve(index):
+        assert not block.device.plane.locked()
+        rung.append(index)
+        block.device.serve_unless_broken(index)
+
+    block.disk.readv, block.device.ring = readv_and_ask, serve
+    ask()
+    block.kick()
+    assert len(held) == 101 and [held.count(turn) for turn in (1, 2, 3, 4)] == [TURN * 16] * 3 + [101 - 3 * TURN * 16]
+    block.disk.readv, block.device.ring = readv, block.device.serve_unless_broken
+    ring.used()
+    works(block)
 
 
 def test_what_is_done_is_told_before_a_flush(block):
