@@ -6,6 +6,7 @@ however that ends; it grows by what the guest writes, in clusters.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 CLUSTER = 4096
 """Bytes that come from one of the two files, all or none: what file systems mostly write, so little is copied."""
+TEMPORARY = "/var/tmp"
+"""Where the file is made unless TMPDIR says otherwise: for large files, while /tmp is often a piece of RAM."""
 
 
 class OverlayDisk:
@@ -34,7 +37,7 @@ class OverlayDisk:
     may_unmap = True
 
     def __init__(self, base: RawDisk, *, folder: str | None = None) -> None:
-        """Make the temporary file in `folder`, or where TMPDIR says. Raises BackendError, which names the folder."""
+        """Make the temporary file in `folder`, else in TMPDIR, else in TEMPORARY. Raises BackendError, which names it."""
         self.path = base.path
         self.size = base.size
         self.block_size = base.block_size
@@ -114,13 +117,26 @@ class OverlayDisk:
 
 def _temporary(size: int, folder: str | None) -> int:
     """A file without a name, of `size` bytes and no blocks."""
-    import tempfile
-
-    where = folder or "TMPDIR"
+    where = folder or os.environ.get("TMPDIR") or TEMPORARY
+    fd = -1
     try:
-        where = folder or tempfile.gettempdir()
-        with tempfile.TemporaryFile(dir=where, buffering=0) as file:
-            os.ftruncate(file.fileno(), size)
-            return os.dup(file.fileno())
+        fd = _unnamed(where)
+        os.ftruncate(fd, size)
     except OSError as error:
-        raise BackendError(f"cannot make a disk overlay in {where}: {error.strerror or error}") from error
+        if fd >= 0:
+            os.close(fd)
+        raise BackendError(f"cannot make a disk overlay of {size >> 20} MiB in {where}: {error.strerror}") from error
+    return fd
+
+
+def _unnamed(folder: str) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(folder, flags | os.O_TMPFILE, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # open(2): a file system that does not have it
+            raise
+    name = os.path.join(folder, f"pyvmm-overlay-{os.urandom(8).hex()}")
+    fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(name)
+    return fd

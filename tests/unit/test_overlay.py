@@ -3,7 +3,6 @@
 import errno
 import os
 import random
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -146,37 +145,59 @@ def test_two_overlays_do_not_see_each_other(base):
     second.close()
 
 
-def test_the_temporary_file_has_no_name_and_goes_away(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [0, errno.EOPNOTSUPP, errno.EISDIR])
+def test_the_temporary_file_has_no_name_and_goes_away(base, tmp_path, monkeypatch, number):
+    """On file systems that cannot make such a file it is made with a name, which is removed."""
     folder = tmp_path / "temporary"
     folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    real = os.open
+
+    def without(path, flags, *mode, **where):
+        if number and flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, *mode, **where)
+
+    monkeypatch.setattr(os, "open", without)
     before = len(os.listdir("/proc/self/fd"))
     disk = open_disk(str(base), overlay=True)
     write(disk, 0, bytes(512))
     target = os.readlink(f"/proc/self/fd/{disk._top._fd}")
     assert target.startswith(str(folder)) and "deleted" in target
-    assert not list(folder.iterdir())
+    assert not list(folder.iterdir()) and os.fstat(disk._top._fd).st_mode & 0o777 == 0o600
     disk.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_folder_that_cannot_hold_it_is_named(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+def test_without_tmpdir_it_lies_where_large_files_may(base, monkeypatch):
+    monkeypatch.delenv("TMPDIR", raising=False)
+    disk = open_disk(str(base), overlay=True)
+    assert os.readlink(f"/proc/self/fd/{disk._top._fd}").startswith(overlay.TEMPORARY)
+    disk.close()
+
+
+@pytest.mark.parametrize(("name", "problem"), [("missing", "No such file or directory"), ("file", "Not a directory")])
+def test_a_folder_that_cannot_hold_it_is_named(base, tmp_path, monkeypatch, name, problem):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / name))
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(BackendError) as error:
         open_disk(str(base), overlay=True)
-    assert str(error.value) == f"cannot make a disk overlay in {tmp_path}/missing: No such file or directory"
+    assert str(error.value) == f"cannot make a disk overlay of 0 MiB in {tmp_path}/{name}: {problem}"
     assert len(os.listdir("/proc/self/fd")) == before
     open_disk(str(base)).close()  # and the base is not left locked
 
 
-def test_no_folder_at_all_is_said(base, monkeypatch):
-    def nowhere():
-        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+def test_a_disk_too_large_for_the_folders_file_system_is_said(base, monkeypatch):
+    before = len(os.listdir("/proc/self/fd"))
 
-    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
-    with pytest.raises(BackendError, match="cannot make a disk overlay in TMPDIR: No usable temporary directory"):
+    def refuse(*_):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    with pytest.raises(BackendError, match="cannot make a disk overlay of 0 MiB in .*: File too large"):
         open_disk(str(base), overlay=True)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def header(kind, sector):
