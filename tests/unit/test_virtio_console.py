@@ -18,10 +18,11 @@ from pyvmm.backends.ports import PortLink, PortStream, connect, make_port_backen
 from pyvmm.backends.sink import HIGH_WATER
 from pyvmm.errors import BackendError, PyvmmError, TimeLimitError, UsageError
 from pyvmm.virtio import spec
-from pyvmm.virtio.console import PIECE, VirtioConsole
+from pyvmm.virtio.console import CONFIG, CONTROL, PIECE, VirtioConsole
 from pyvmm.virtio.plane import DataPlane
 from pyvmm.virtio.port import INPUT_LIMIT, Port
 from tests.support.cli import wait_for
+from tests.support.headers import macros
 from tests.support.virtiodriver import NEXT, WRITE, Driver
 
 MULTIPORT = [spec.CONSOLE_F_MULTIPORT]
@@ -126,6 +127,22 @@ def test_queues_and_configuration_are_as_the_standard_has_them(guests):
     assert len(guest.device.queues) == 8, "port 0's, the control queues, and two for each other port"
     assert guest.offered & 7 == 0b111
     assert [guest.config(0, 2), guest.config(2, 2), guest.config(4, 4)] == [80, 25, 3]
+
+
+@pytest.mark.needs("gcc")
+def test_numbers_are_those_of_the_header(tmp_path):
+    """linux/virtio_console.h"""
+    names = [name for name in vars(spec) if name.startswith("CONSOLE_")]
+    # Linux's header calls the messages to add and remove a port after the port.
+    theirs = [
+        f"VIRTIO_{name.replace('DEVICE_ADD', 'PORT_ADD').replace('DEVICE_REMOVE', 'PORT_REMOVE')}" for name in names
+    ]
+    values = macros(tmp_path, "linux/virtio_console.h", theirs)
+    assert len(names) >= 11 and dict(zip(names, values.values(), strict=True)) == {
+        name: getattr(spec, name) for name in names
+    }
+    for struct, header in ((CONFIG, "virtio_console_config"), (CONTROL, "virtio_console_control")):
+        assert macros(tmp_path, "linux/virtio_console.h", [f"sizeof(struct {header})"]).popitem()[1] == struct.size
 
 
 @pytest.mark.parametrize(
