@@ -1,6 +1,8 @@
 """The network device, driven by the tests' own driver, with a back-end in memory."""
 
 import select
+from functools import partial
+from itertools import pairwise
 from struct import pack, unpack
 
 import pytest
@@ -108,7 +110,7 @@ class Guest(Driver):
                     | (select.POLLOUT if self.backend.room or self.backend.gone else 0)
                 )
                 if events:
-                    self.net.guarded(lambda: self.net.ready(FD, events))
+                    self.net.guarded(partial(self.net.ready, FD, events))
             deadline = self.net.deadline()
             if deadline is not None and deadline <= now:
                 self.net.guarded(lambda: self.net.tick(now))
@@ -277,7 +279,7 @@ def test_a_frame_is_sent_however_its_descriptors_lie(guest, cuts, indirect):
     guest.bring_up()
     data = PLAIN + frame(OTHER, MAC, 300)
     edges = [0, *cuts, len(data)]
-    parts = [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    parts = [data[start:end] for start, end in pairwise(edges)]
     assert guest.request(TRANSMIT, parts, indirect=indirect) == (0, b"")
     assert guest.backend.sent == [frame(OTHER, MAC, 300)]
 
