@@ -36,16 +36,15 @@ class OverlayDisk:
     """A flush has nothing to do, but the guest may send one: it then behaves as it would on a disk that stays."""
     may_unmap = True
 
-    def __init__(self, base: RawDisk, *, folder: str | None = None) -> None:
-        """Make the temporary file in `folder`, else in TMPDIR, else in TEMPORARY. Raises BackendError, which names it."""
+    def __init__(self, base: RawDisk) -> None:
+        """Make the temporary file, in TMPDIR or TEMPORARY. Raises BackendError, which names the folder."""
         self.path = base.path
         self.size = base.size
         self.block_size = base.block_size
         self.physical_block_size = max(CLUSTER, base.physical_block_size)
         self._base = base
-        self._top = RawDisk(_temporary(self.size, folder), f"the overlay of {base.path}")
-        # One byte a cluster, of memory that costs nothing before it is written.
-        self._written = mmap.mmap(-1, -(-self.size // CLUSTER), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        fd, self._written = _temporary(self.size)
+        self._top = RawDisk(fd, f"the overlay of {base.path}")
 
     def readv(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill `views`, one after the other, with the bytes from `offset` on. Raises OSError."""
@@ -115,18 +114,21 @@ class OverlayDisk:
         self._written[first:last] = b"\1" * (last - first)
 
 
-def _temporary(size: int, folder: str | None) -> int:
-    """A file without a name, of `size` bytes and no blocks."""
-    where = folder or os.environ.get("TMPDIR") or TEMPORARY
+def _temporary(size: int) -> tuple[int, mmap.mmap]:
+    """A file without a name, of `size` bytes and no blocks, and a byte for each cluster, all zero.
+
+    The bytes are mapped: they cost nothing before they are written.
+    """
+    folder = os.environ.get("TMPDIR") or TEMPORARY
     fd = -1
     try:
-        fd = _unnamed(where)
+        fd = _unnamed(folder)
         os.ftruncate(fd, size)
+        return fd, mmap.mmap(-1, -(-size // CLUSTER), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         if fd >= 0:
             os.close(fd)
-        raise BackendError(f"cannot make a disk overlay of {size >> 20} MiB in {where}: {error.strerror}") from error
-    return fd
+        raise BackendError(f"cannot make a disk overlay of {size} bytes in {folder}: {error.strerror}") from error
 
 
 def _unnamed(folder: str) -> int:

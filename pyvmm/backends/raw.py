@@ -69,7 +69,7 @@ class RawDisk:
         status = os.fstat(fd)
         self._block_device = stat.S_ISBLK(status.st_mode)
         self.may_unmap = not self._block_device
-        self._failure: OSError | None = None
+        self._failure = 0  # the errno, and not the exception, which would keep the guest's memory from being unmapped
         if self._block_device:
             self._end = int.from_bytes(fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)), "little")
             self.block_size = int(_UINT.unpack(fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0])
@@ -122,13 +122,13 @@ class RawDisk:
         """
         if not self.durable or self.readonly:
             return
-        if self._failure is not None:
-            raise self._failure
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            self._failure = OSError(error.errno, error.strerror, self.path)
-            raise self._failure from None
+        if not self._failure:
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                self._failure = error.errno or errno.EIO
+        if self._failure:
+            raise OSError(self._failure, os.strerror(self._failure), self.path)
 
     def discard(self, offset: int, length: int) -> None:
         """The guest does not need `length` bytes from `offset` any more; what they read as then is undefined."""

@@ -9,7 +9,7 @@ import pytest
 
 from pyvmm.backends.disk import open_disk
 from pyvmm.virtio.block import VirtioBlock
-from pyvmm.virtio.spec import BLK_S_OK, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_OUT, BLK_T_WRITE_ZEROES
+from pyvmm.virtio.spec import BLK_S_IOERR, BLK_S_OK, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_OUT, BLK_T_WRITE_ZEROES
 from tests.support import crashfs
 from tests.support.crashfs import BLOCK, Journal, block, changed, fsck, journal_blocks, make
 from tests.support.memorydisk import MemoryDisk
@@ -213,17 +213,54 @@ def test_fsck_accepts_the_states_and_nothing_torn(tmp_path, states):
     assert fsck(crash)
 
 
-def test_a_file_on_the_host_has_what_was_written_before_the_flush(tmp_path):
+# --- Flushes of the host's -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A driver of a file on the host, and the file."""
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(65536))
-    driver = LoggedDriver(open_disk(str(path)))
-    synced = []
-    real = os.fdatasync
-    try:
-        os.fdatasync = lambda fd: synced.append(path.read_bytes()[:1024]) or real(fd)
-        driver.write(0, b"w" * BLOCK)
-        driver.flush()
-    finally:
-        os.fdatasync = real
-    assert synced == [b"w" * 1024]
+    driver = Driver(VirtioBlock(open_disk(str(path)))).bring_up()
+    yield driver, path
     driver.close()
+
+
+def status(driver, kind, data=b""):
+    _, answer = driver.request(0, [kind.to_bytes(16, "little"), *([data] if data else [])], [1])
+    return answer[-1]
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_nothing_is_answered_before_the_host_has_synced(host, monkeypatch, through):
+    """virtio 1.3, 5.2.6.2: committed before the completion of the flush (case 3) or of the write (case 2) is reported.
+
+    At fdatasync the data is in the file, and the driver has not been answered.
+    """
+    driver, path = host
+    driver.put_config(32, 1, not through)
+    seen = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: seen.append((driver.rings[0].used_index, path.read_bytes()[:3])))
+    assert status(driver, BLK_T_OUT, b"new" + bytes(509)) == BLK_S_OK
+    if not through:
+        assert not seen and status(driver, BLK_T_FLUSH) == BLK_S_OK
+    assert seen == [(0 if through else 1, b"new")]
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_nothing_is_done_after_the_host_has_failed_to_sync(host, monkeypatch, through):
+    driver, _ = host
+    driver.put_config(32, 1, not through)
+
+    def fails(fd):
+        raise OSError(5, "Input/output error")
+
+    kind, data = (BLK_T_OUT, bytes(512)) if through else (BLK_T_FLUSH, b"")
+    monkeypatch.setattr(os, "fdatasync", fails)
+    assert status(driver, kind, data) == BLK_S_IOERR
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
+    assert status(driver, kind, data) == BLK_S_IOERR
+    driver.bring_up()
+    assert status(driver, BLK_T_FLUSH) == BLK_S_IOERR  # a reset of the device makes the host's disk no better
+    _, answer = driver.request(0, [bytes(16)], [512, 1])
+    assert answer == bytes(513)  # reading goes on
