@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 
 KVM_GET_API_VERSION = 0xAE00  # _IO(KVMIO, 0), linux/kvm.h
@@ -59,6 +60,21 @@ def _file(path: str, package: str) -> Check:
     return check
 
 
+def _net_namespace() -> str:
+    command = ["unshare", "--user", "--map-root-user", "--net", "true"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except OSError as error:
+        return f"unshare: {error.strerror}"
+    return "" if result.returncode == 0 else result.stderr.strip() or f"unshare ended with {result.returncode}"
+
+
+def _tap() -> str:
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        return "/dev/net/tun may not be used or is not there"
+    return _net_namespace()
+
+
 def _tiny_image() -> str:
     from pyvmm.errors import PyvmmError
     from pyvmm.images import image
@@ -78,6 +94,8 @@ REQUIREMENTS: dict[str, Check] = {
     "make": _program("make"),
     "qemu": _program("qemu-system-x86_64"),
     "passt": _program("passt"),
+    "net-namespace": _net_namespace,
+    "tap": _tap,
     "gdb": _program("gdb"),
     "iasl": _program("iasl"),
     "cpio": _program("cpio"),
