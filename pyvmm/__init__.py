@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         UsageError,
         VcpuStuckError,
     )
+    from pyvmm.hardware import Disk, Net, Port, Rng
     from pyvmm.runloop import Outcome
     from pyvmm.vm import VM
 
@@ -31,6 +32,10 @@ __version__ = "0.1.0"
 __all__ = [
     "VM",
     "VmConfig",
+    "Disk",
+    "Net",
+    "Port",
+    "Rng",
     "Outcome",
     "PyvmmError",
     "UsageError",
@@ -48,6 +53,7 @@ __all__ = [
 ]
 
 _HOMES = {"VM": "pyvmm.vm", "VmConfig": "pyvmm.config", "Outcome": "pyvmm.runloop"}
+_HOMES |= dict.fromkeys(("Disk", "Net", "Port", "Rng"), "pyvmm.hardware")
 """Where a public name is to be found; every other one is an exception, in `pyvmm.errors`."""
 
 

@@ -5,7 +5,6 @@ May import virtio, the back-ends and slots; KVM only through the VM's descriptor
 
 from __future__ import annotations
 
-from pyvmm.errors import UsageError
 from pyvmm.events import EventFd
 from pyvmm.slots import slots
 from pyvmm.virtio.mmio import LENGTH, QUEUE_NOTIFY, VirtioMmio
@@ -16,10 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
+    from pyvmm.backends.net import Frames
     from pyvmm.backends.ports import PortBackend, PortLink
     from pyvmm.bus import Bus
     from pyvmm.config import VmConfig
-    from pyvmm.hardware import Disk
+    from pyvmm.hardware import Disk, Net
     from pyvmm.memory import GuestMemory
     from pyvmm.slots import Slot
     from pyvmm.virtio.console import VirtioConsole
@@ -79,14 +79,34 @@ class VirtioDevices:
         config, name = self._config, slot.name
         if slot.kind == "blk":
             return _block(config.disks[slot.number], name)
+        if slot.kind == "net":
+            return self._net(config.nets[slot.number], name)
         if slot.kind == "console":
             return self._console(name)
-        if slot.kind != "rng":
-            raise UsageError(f"{name}: not supported yet")
         from pyvmm.virtio.rng import VirtioRng
 
         assert config.rng is not None
         return VirtioRng(name=name, rate=config.rng.rate)
+
+    def _net(self, net: Net, name: str) -> VirtioDevice:
+        from pyvmm.backends.net import random_mac
+        from pyvmm.virtio.net import VirtioNet
+
+        def report(text: str) -> None:
+            self._tell(f"{name}: {text}")
+
+        backend = _frames(net)
+        try:
+            if net.pcap is not None:
+                from pyvmm.backends.net.pcap import Capture
+
+                backend = Capture(backend, net.pcap, report=report)
+            return VirtioNet(
+                backend, name=name, mac=net.mac or random_mac(), mtu=net.mtu, spoof=net.spoof, report=report
+            )
+        except BaseException:
+            backend.close()
+            raise
 
     def _console(self, name: str) -> VirtioDevice:
         from pyvmm.backends.ports import PortStream, connect, make_port_backend
@@ -165,3 +185,21 @@ def _block(disk: Disk, name: str) -> VirtioDevice:
 
     image = open_disk(disk.path, readonly=disk.readonly, overlay=disk.overlay, cache=disk.cache, format=disk.format)
     return VirtioBlock(image, name=name, serial=disk.serial or name, queues=disk.queues)
+
+
+def _frames(net: Net) -> Frames:
+    """What the interface is connected to. Raises BackendError, UsageError."""
+    if net.kind == "tap":
+        from pyvmm.backends.net.tap import open_tap
+
+        return open_tap(net.target, mtu=net.mtu)
+    if net.kind == "socket":
+        from pyvmm.backends.net.switch import join_switch
+
+        return join_switch(net.target)
+    from pyvmm.backends.net.forward import parse_forward, parse_publish
+    from pyvmm.backends.net.passt import Passt
+
+    # Only QEMU's way of writing a forward has a dash.
+    forwards = [parse_forward(text) if "-" in text else parse_publish(text) for text in net.forwards]
+    return Passt(forwards, mtu=net.mtu)

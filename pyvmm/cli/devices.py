@@ -40,7 +40,7 @@ def parse_net(text: str) -> Net | None:
         return None
     if kind == "user" and target:
         raise UsageError(f"{first!r}: a user network has no name")
-    table: Table = {"mac": parse_mac, "mtu": _number, "hostfwd": _forward, "pcap": str, "no-spoof": FLAG}
+    table: Table = {"mac": _mac, "mtu": _number, "hostfwd": _forward, "pcap": str, "no-spoof": FLAG}
     forwards = []
     rest = []
     for part in parts:
@@ -56,7 +56,7 @@ def parse_net(text: str) -> Net | None:
 
 def parse_publish(text: str) -> str:
     """[ADDR:]HOST:GUEST[/udp], checked. Raises UsageError."""
-    from pyvmm.backends.net.passt import parse_publish
+    from pyvmm.backends.net.forward import parse_publish
 
     parse_publish(text)
     return text
@@ -83,14 +83,6 @@ def parse_fault(text: str) -> str:
     return text
 
 
-def parse_mac(text: str) -> bytes:
-    """Six bytes in hexadecimal, separated by colons or dashes. Raises UsageError."""
-    try:
-        return bytes(int(part, 16) for part in text.replace("-", ":").split(":"))
-    except ValueError:
-        raise UsageError(f"{text!r} is not a MAC address (expected for example 52:54:00:12:34:56)") from None
-
-
 def networks(nets: list[Net | None], published: list[str]) -> list[Net]:
     """The networks that `--net` and `--publish` ask for together. Raises UsageError."""
     found = [net for net in nets if net is not None]
@@ -107,8 +99,14 @@ def networks(nets: list[Net | None], published: list[str]) -> list[Net]:
     return found
 
 
+def _mac(text: str) -> bytes:
+    from pyvmm.backends.net import parse_mac
+
+    return parse_mac(text)
+
+
 def _forward(text: str) -> str:
-    from pyvmm.backends.net.passt import parse_forward
+    from pyvmm.backends.net.forward import parse_forward
 
     parse_forward(text)
     return text
