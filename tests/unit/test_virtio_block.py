@@ -333,7 +333,7 @@ def test_a_disk_of_4096_byte_blocks_says_so_and_takes_sectors(made):
 
 
 def test_what_is_offered(made):
-    """virtio 1.3, 5.2.5.2: FLUSH MUST be offered with CONFIG_WCE; no ZONED on what is not zoned."""
+    """virtio 1.3, 5.2.5.2: FLUSH MUST be offered with CONFIG_WCE, no ZONED; and 5.2.6.2: no LIFETIME."""
     offered = made().offered
     wanted = [
         spec.BLK_F_SEG_MAX,
