@@ -33,11 +33,11 @@ struct multiboot_range { u32 length; u64 start, size; u32 type; } __attribute__(
 
 static void from_pvh(struct boot *boot, const struct pvh_info *info)
 {
-    const struct pvh_range *map = (void *)(u32)info->map;
-    const struct pvh_module *modules = (void *)(u32)info->modules;
+    const struct pvh_range *map = (void *)(unsigned long)info->map;
+    const struct pvh_module *modules = (void *)(unsigned long)info->modules;
 
     boot->protocol = "PVH";
-    boot->command_line = info->command_line ? (char *)(u32)info->command_line : "";
+    boot->command_line = info->command_line ? (char *)(unsigned long)info->command_line : "";
     for (u32 i = 0; info->version >= 1 && i < info->map_entries && i < MAX_ENTRIES; i++)
         boot->map[boot->map_entries++] = (struct range){ map[i].start, map[i].size, map[i].type };
     for (u32 i = 0; i < info->module_count && i < MAX_ENTRIES; i++)
@@ -46,17 +46,17 @@ static void from_pvh(struct boot *boot, const struct pvh_info *info)
 
 static void from_multiboot(struct boot *boot, const struct multiboot_info *info)
 {
-    const struct multiboot_module *modules = (void *)info->modules;
+    const struct multiboot_module *modules = (void *)(unsigned long)info->modules;
     u32 end = info->map + info->map_length;
 
     boot->protocol = "multiboot";
-    boot->command_line = info->flags & 1 << 2 ? (char *)info->command_line : "";
+    boot->command_line = info->flags & 1 << 2 ? (char *)(unsigned long)info->command_line : "";
     while (*boot->command_line && *boot->command_line != ' ')   /* the first word is the program's name */
         boot->command_line++;
     while (*boot->command_line == ' ')
         boot->command_line++;
     for (u32 at = info->map; info->flags & 1 << 6 && at < end && boot->map_entries < MAX_ENTRIES;) {
-        const struct multiboot_range *range = (void *)at;
+        const struct multiboot_range *range = (void *)(unsigned long)at;
         boot->map[boot->map_entries++] = (struct range){ range->start, range->size, range->type };
         at += range->length + 4;                                /* the length does not count itself */
     }
@@ -88,7 +88,7 @@ static UNUSED u32 next_number(const char **text)
         at += 2;
     }
     for (;; at++) {
-        digit = *at >= 'a' ? *at - 'a' + 10u : *at - '0' + 0u;
+        digit = *at >= 'a' ? *at - 'a' + 10u : *at <= '9' ? *at - '0' + 0u : base;
         if (digit >= base)
             break;
         value = value * base + digit;

@@ -1,0 +1,365 @@
+"""`python -m bench virtio`: what requests to virtio devices cost, in pyvmm and in QEMU's microvm machine.
+
+Both run the virtio-bench guest, which drives the devices itself from ring 3, with the same image file, queue size and
+cache mode, and with the same program at the other end of the network. Rounds are interleaved: every round starts each
+contender once, the one that goes first changing, and a start makes all measurements. QEMU has an iothread and is
+measured with each of its aio modes; of these the better counts, for each measurement.
+
+CPU time is that of the VMM's process without its vCPU's thread, which spins in the guest: the data planes. Linux tells
+a thread's time in steps of 10 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from bench.boot import PV_FEATURES
+from bench.contenders import MEMORY, ROOT, build, environment, guest
+from bench.record import write
+from pyvmm import layout
+
+QUEUE_SIZE = 256
+IMAGE_MIB = 64
+LIMIT = 120
+"""Seconds that one start of a guest may take."""
+TICK = os.sysconf("SC_CLK_TCK")
+BLOCK = [
+    *(f"{what}:4096:{depth}{how}" for what in ("read", "write") for how in ("", ":irq") for depth in (1, 32, 256)),
+    "seqread:1048576:4",
+    "seqwrite:1048576:4",
+]
+NET = [f"{what}:{size}:256{how}" for what in ("send", "receive") for size in (64, 1500) for how in ("", ":irq")]
+CONSOLE = ["print:64:32", "print:4096:32"]
+DEVICES = {"block": BLOCK, "net": NET, "console": CONSOLE}
+TESTS = [*BLOCK, *NET, *CONSOLE]
+"""What the guest is asked to measure, in its words: WHAT:SIZE:DEPTH, then `:irq` for interrupts rather than polling."""
+
+END = re.compile(r"end (\d+) (\d+) (\d+) (\d+) (\d+)")
+
+
+class Result:
+    """One measurement.
+
+    rate       operations a second
+    cpu        seconds of the data planes' CPU time for one operation
+    interrupts, notifications    of the device and of the driver, for one operation
+    lost       frames that were ordered and did not come
+    """
+
+    __slots__ = ("cpu", "interrupts", "lost", "notifications", "rate")
+
+    def __init__(self, line: str, khz: int, cpu: float) -> None:
+        """From the guest's `end` line, the speed of its counter, and the CPU time of all the operations."""
+        found = END.fullmatch(line)
+        if found is None:
+            raise SystemExit(f"the guest says {line!r} (expected `end` and five numbers)")
+        operations, cycles, interrupts, notifications, self.lost = map(int, found.groups())
+        self.rate = operations / (cycles / khz / 1e3)
+        self.cpu = max(cpu, 0.0) / operations
+        self.interrupts = interrupts / operations
+        self.notifications = notifications / operations
+
+
+class Samples:
+    """Results of all rounds, by test and contender."""
+
+    def __init__(self) -> None:
+        self.results: dict[tuple[str, str], list[Result]] = {}
+
+    def add(self, test: str, contender: str, result: Result) -> None:
+        self.results.setdefault((test, contender), []).append(result)
+
+    def rate(self, test: str, contender: str) -> float:
+        """The median of the rates; 0 where there is none."""
+        return median([result.rate for result in self.results.get((test, contender), ())] or [0.0])
+
+    def best(self, test: str, prefix: str) -> str | None:
+        """Of the contenders whose names begin so, the one with the best median; None where there is none."""
+        names = [name for at, name in self.results if at == test and name.startswith(prefix)]
+        return max(names, key=lambda name: self.rate(test, name)) if names else None
+
+    def ratio(self, test: str) -> float | None:
+        """pyvmm's median rate over that of QEMU at its best."""
+        qemu = self.best(test, "qemu")
+        if qemu is None or ("pyvmm" not in {name for at, name in self.results if at == test}):
+            return None
+        return self.rate(test, "pyvmm") / self.rate(test, qemu)
+
+
+class Setting:
+    """What every start has in common: the guest's kernel, the image, the peer's program and socket, the counter."""
+
+    def __init__(self, folder: Path, image: Path) -> None:
+        self.kernel = guest("virtio-bench")
+        self.image = image
+        self.peer = build("virtio_peer", folder)
+        self.socket = folder / "net"
+        counter = subprocess.run([self.peer, "tsc"], check=True, stdout=subprocess.PIPE, text=True)
+        self.khz = int(counter.stdout)
+
+    def words(self, tests: list[str], milliseconds: int) -> str:
+        """The guest's command line."""
+        return " ".join([f"khz={self.khz}", f"ms={milliseconds}", *tests])
+
+
+def needed(tests: list[str]) -> list[str]:
+    """Which of DEVICES the tests use, in their order."""
+    return [device for device, its in DEVICES.items() if set(its) & set(tests)]
+
+
+def announcement(devices: int) -> str:
+    """The words that tell a kernel where pyvmm's devices are, the first ones of as many slots."""
+    base, size = layout.VIRTIO_MMIO, layout.VIRTIO_MMIO_SIZE
+    places = enumerate(layout.VIRTIO_GSIS[:devices])
+    return " ".join(f"virtio_mmio.device={size >> 10}K@{base + size * at:#x}:{gsi}" for at, gsi in places)
+
+
+class Pyvmm:
+    """Disk, network and console, in the order of its slots."""
+
+    name = "pyvmm"
+    tests = TESTS
+
+    def argv(self, setting: Setting, words: str, devices: list[str]) -> list[str]:
+        options = {
+            "block": ["--disk", f"{setting.image}"],
+            "net": ["--net", f"socket={setting.socket}"],
+            "console": ["--port", "unused=file:/dev/null"],
+        }
+        command = [sys.executable, "-m", "pyvmm", "run", setting.kernel, "--mem", f"{MEMORY}M"]
+        command += [option for device in devices for option in options[device]]
+        return [*command, "--append", f"acpi=off {announcement(len(devices))} {words}"]
+
+
+class Qemu:
+    """The microvm machine with the same devices; `aio` is one of its ways to do disk I/O."""
+
+    def __init__(self, program: str, aio: str, tests: list[str]) -> None:
+        self.name = f"qemu {aio}"
+        self.tests = tests
+        self.program = program
+        self.aio = aio
+
+    def argv(self, setting: Setting, words: str, devices: list[str]) -> list[str]:
+        drive = f"if=none,id=d,format=raw,cache=writeback,aio={self.aio},file={setting.image}"
+        netdev = f"stream,id=n,server=off,addr.type=unix,addr.path={setting.socket}"
+        sizes = f"rx_queue_size={QUEUE_SIZE},tx_queue_size={QUEUE_SIZE}"
+        block = f"virtio-blk-device,drive=d,iothread=io,queue-size={QUEUE_SIZE},num-queues=1"
+        options = {
+            "block": ["-object", "iothread,id=io", "-drive", drive, "-device", block],
+            "net": ["-netdev", netdev, "-device", f"virtio-net-device,netdev=n,{sizes}"],
+            "console": [
+                "-device",
+                "virtio-serial-device",
+                "-chardev",
+                "file,id=c,path=/dev/null",
+                "-device",
+                "virtconsole,chardev=c",
+            ],
+        }
+        command = [self.program, "-M", "microvm,acpi=off,rtc=on", "-enable-kvm", "-m", str(MEMORY)]
+        command += ["-cpu", f"host,-cx16,-arch-capabilities,{PV_FEATURES}", "-global", "virtio-mmio.force-legacy=false"]
+        command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
+        command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
+        command += [option for device in devices for option in options[device]]
+        return [*command, "-kernel", setting.kernel, "-append", words]
+
+
+Contender = Pyvmm | Qemu
+
+
+def contenders() -> list[Contender]:
+    """pyvmm and, where it is installed, QEMU with each aio mode that works; one of them for what is not a disk."""
+    found: list[Contender] = [Pyvmm()]
+    program = shutil.which("qemu-system-x86_64")
+    if program:
+        found.append(Qemu(program, "threads", TESTS))
+        if has_io_uring(program):
+            found.append(Qemu(program, "io_uring", BLOCK))
+    return found
+
+
+def has_io_uring(program: str) -> bool:
+    """Whether this QEMU has it and this kernel lets it."""
+    with tempfile.NamedTemporaryFile() as image:
+        image.truncate(1 << 20)
+        drive = f"if=none,format=raw,aio=io_uring,file={image.name}"
+        command = [program, "-M", "none", "-nodefaults", "-display", "none", "-drive", drive, "-monitor", "stdio"]
+        done = subprocess.run(command, input=b"quit\n", capture_output=True, timeout=LIMIT)
+    return done.returncode == 0
+
+
+def data_plane_cpu(pid: int) -> float:
+    """Seconds of CPU time of all threads of a VMM that has one vCPU, without that of the vCPU's thread."""
+    whole = time.clock_gettime((~pid << 3) | 2)  # the process's CPU clock, as clock_getcpuclockid(3) makes it
+    vcpu, most = 0.0, -1
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            fields = (thread / "stat").read_text().rpartition(")")[2].split()  # proc(5); fields from the third on
+        except OSError:
+            continue  # it has ended meanwhile
+        in_guest = int(fields[40])
+        if in_guest > most:
+            most, vcpu = in_guest, (int(fields[11]) + int(fields[12])) / TICK
+    return whole - vcpu
+
+
+def measure(setting: Setting, contender: Contender, tests: list[str], milliseconds: int) -> list[Result]:
+    """Start the guest once for all `tests`; what it says of each."""
+    setting.socket.unlink(missing_ok=True)
+    peer = subprocess.Popen([setting.peer, "listen", str(setting.socket)])
+    argv = contender.argv(setting, setting.words(tests, milliseconds), needed(tests))
+    results: list[Result] = []
+    try:
+        while not setting.socket.exists() and peer.poll() is None:
+            time.sleep(0.001)
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT, env=environment()
+        ) as process:
+            try:
+                _listen(process, setting.khz, results)
+            finally:
+                process.kill()
+    finally:
+        peer.kill()
+        peer.wait()
+    if len(results) != len(tests):
+        raise SystemExit(f"{contender.name} made {len(results)} measurements of {len(tests)}: {' '.join(argv)}")
+    return results
+
+
+def _listen(process: subprocess.Popen[bytes], khz: int, results: list[Result]) -> None:
+    """Follow what the guest prints until it ends."""
+    assert process.stdout is not None
+    until = time.monotonic() + LIMIT
+    held, before = b"", 0.0
+    while select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
+        data = process.stdout.read(4096)
+        if not data:
+            return
+        *lines, held = (held + data).split(b"\n")
+        for line in (line.decode(errors="replace").strip() for line in lines):
+            if line.startswith("begin "):
+                before = data_plane_cpu(process.pid)
+            elif line.startswith("end "):
+                results.append(Result(line, khz, data_plane_cpu(process.pid) - before))
+            elif line:
+                print(f"the guest says: {line}", file=sys.stderr)
+    raise SystemExit(f"no end within {LIMIT} s")
+
+
+def run(setting: Setting, rounds: int, milliseconds: int, only: str) -> Samples:
+    """All rounds, of the tests in which the regular expression `only` is found."""
+    samples = Samples()
+    chosen = [(contender, [test for test in contender.tests if re.search(only, test)]) for contender in contenders()]
+    for number in range(rounds):
+        for contender, tests in chosen if number % 2 == 0 else reversed(chosen):
+            if not tests:
+                continue
+            for test, result in zip(tests, measure(setting, contender, tests, milliseconds), strict=True):
+                samples.add(test, contender.name, result)
+            print(f"round {number + 1} of {rounds}: {contender.name}", file=sys.stderr)
+    return samples
+
+
+def table(samples: Samples) -> str:
+    """A line for each test and contender: operations a second, CPU time for one, and the ratio."""
+    columns = f"{'median':>10}{'least':>10}{'greatest':>10}{'CPU µs':>9}{'irqs':>8}{'notes':>8}{'lost':>7}"
+    lines = [f"{'operations a second':24}{'contender':15}{columns}  pyvmm / qemu"]
+    for test in TESTS:
+        for (at, name), results in sorted(samples.results.items()):
+            if at != test:
+                continue
+            rates = [result.rate for result in results]
+            each = [median(getattr(result, figure) for result in results) for figure in ("interrupts", "notifications")]
+            figures = f"{median(rates):10.0f}{min(rates):10.0f}{max(rates):10.0f}"
+            figures += f"{median(result.cpu for result in results) * 1e6:9.2f}{each[0]:8.3f}{each[1]:8.3f}"
+            figures += f"{sum(result.lost for result in results):7}"
+            share = samples.ratio(test) if name == "pyvmm" else None
+            lines.append(f"{test:24}{name:15}{figures}" + ("" if share is None else f"  {share:.2f}"))
+    return "\n".join(lines)
+
+
+def plot(samples: Samples, path: Path) -> bool:
+    """The rates, each test's on its own scale, and the CPU times, as SVG; False where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    tests = [test for test in TESTS if any(at == test for at, _ in samples.results)][::-1]
+    figure, (rates, times) = plt.subplots(1, 2, figsize=(15, 2 + 0.4 * len(tests)), layout="constrained", sharey=True)
+    for number, (prefix, colour) in enumerate((("pyvmm", "#3367d6"), ("qemu", "#e8710a"))):
+        for row, test in enumerate(tests):
+            name = samples.best(test, prefix)
+            if name is None:
+                continue
+            results = samples.results[test, name]
+            middle = median(result.rate for result in results)
+            top = max(samples.rate(at, other) for at, other in samples.results if at == test)
+            place = row + 0.4 * (1 - number)
+            drawn = rates.barh(place, middle / top, 0.38, color=colour, label=prefix if row == 0 else None)
+            rates.bar_label(drawn, [f"{middle:,.0f}"], padding=3)
+            cpu = median(result.cpu for result in results) * 1e6
+            drawn = times.barh(place, cpu, 0.38, color=colour)
+            times.bar_label(drawn, [f"{cpu:.3g}"], padding=3)
+    rates.set_yticks([row + 0.2 for row in range(len(tests))], tests)
+    rates.set_title("operations a second (the longer bar of each pair is 1)")
+    rates.legend(loc="lower right")
+    times.set_xscale("log")
+    times.set_title("CPU time of the data planes for one operation, µs")
+    for axis in (rates, times):
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+    return True
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench virtio", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ms", type=int, default=500, help="milliseconds a measurement (default %(default)s)")
+    parser.add_argument("--only", default="", metavar="RE", help="just the tests in which this is found: read:4096")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where the image lies (default: the temporary one)")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", metavar="DIR")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or not 10 <= options.ms <= 10_000:
+        parser.error("at least one round, and 10 to 10000 ms")
+    if not any(re.search(options.only, test) for test in TESTS):
+        parser.error(f"no test has {options.only!r}: {' '.join(TESTS)}")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        image = Path(folder) / "image"
+        image.write_bytes(os.urandom(1 << 20) * IMAGE_MIB)
+        setting = Setting(Path(folder), image)
+        samples = run(setting, options.rounds, options.ms, options.only)
+    print(table(samples))
+    figures = {
+        "rounds": options.rounds,
+        "milliseconds": options.ms,
+        "tsc_khz": setting.khz,
+        "tests": {
+            test: {
+                "ratio": samples.ratio(test),
+                "contenders": {
+                    name: [{figure: getattr(result, figure) for figure in Result.__slots__} for result in results]
+                    for (at, name), results in samples.results.items()
+                    if at == test
+                },
+            }
+            for test in TESTS
+        },
+    }
+    write(figures, options.output, "virtio", lambda path: plot(samples, path))
+    return 0

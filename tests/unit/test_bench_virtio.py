@@ -1,0 +1,99 @@
+"""The virtio benchmark's arithmetic: what it makes of the guest's lines, whom it compares, how each VMM starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import virtio
+from bench.virtio import BLOCK, CONSOLE, NET, TESTS, Pyvmm, Qemu, Result, Samples, announcement, needed
+from pyvmm.cli.options import RUN, parse
+from pyvmm.cli.run import make_config
+from pyvmm.slots import slots
+
+KHZ = 2_000_000
+
+
+def result(rate: float) -> Result:
+    """One whose guest did `rate` operations in a second."""
+    return Result(f"end {rate:.0f} {KHZ * 1000} 0 0 0", KHZ, cpu=0.0)
+
+
+class FakeSetting(virtio.Setting):
+    """Nothing is built for it."""
+
+    def __init__(self) -> None:
+        self.kernel, self.image, self.peer, self.socket, self.khz = "kernel", Path("image"), "peer", Path("net"), KHZ
+
+
+def test_a_result_is_a_rate_and_shares_of_one_operation() -> None:
+    found = Result(f"end 500 {KHZ * 250} 50 10 3", KHZ, cpu=0.01)  # a quarter of a second
+    assert found.rate == pytest.approx(2000)
+    assert found.cpu == pytest.approx(20e-6)
+    assert (found.interrupts, found.notifications, found.lost) == (0.1, 0.02, 3)
+
+
+def test_cpu_time_is_never_less_than_none() -> None:
+    assert Result(f"end 10 {KHZ} 0 0 0", KHZ, cpu=-0.01).cpu == 0  # the vCPU's share comes in steps of 10 ms
+
+
+@pytest.mark.parametrize("line", ["end", "end 1 2 3 4", "end 1 2 3 4 five", "end 1 2 3 4 5 6"])
+def test_a_line_that_is_not_the_guests_ends_the_benchmark(line: str) -> None:
+    with pytest.raises(SystemExit, match="five numbers"):
+        Result(line, KHZ, 0.0)
+
+
+def test_pyvmm_is_compared_with_the_better_of_qemus_modes_for_each_test() -> None:
+    samples = Samples()
+    for rate in (90, 100, 400):  # an outlier does not make a mode the better one
+        samples.add("read:4096:1", "qemu threads", result(rate))
+    for rate in (150, 200, 210):
+        samples.add("read:4096:1", "qemu io_uring", result(rate))
+    samples.add("read:4096:1", "pyvmm", result(50))
+    assert samples.best("read:4096:1", "qemu") == "qemu io_uring"
+    assert samples.ratio("read:4096:1") == pytest.approx(0.25)
+
+
+def test_there_is_no_ratio_without_the_other_side() -> None:
+    samples = Samples()
+    samples.add("read:4096:1", "pyvmm", result(50))
+    assert samples.ratio("read:4096:1") is None
+    samples.add("write:4096:1", "qemu threads", result(50))
+    assert samples.ratio("write:4096:1") is None
+
+
+def test_the_table_has_a_line_for_each_contender_and_one_ratio_for_each_test() -> None:
+    samples = Samples()
+    samples.add("read:4096:1", "pyvmm", result(50))
+    samples.add("read:4096:1", "qemu threads", result(100))
+    _, mine, other = virtio.table(samples).splitlines()
+    assert mine.split()[:2] == ["read:4096:1", "pyvmm"] and mine.endswith("  0.50")
+    assert other.split()[:3] == ["read:4096:1", "qemu", "threads"]
+
+
+def test_only_the_devices_that_the_tests_use_are_attached() -> None:
+    assert needed(BLOCK[:1]) == ["block"]
+    assert needed([*CONSOLE, *NET]) == ["net", "console"]
+    assert needed(TESTS) == ["block", "net", "console"]
+
+
+def test_the_guest_is_told_where_pyvmm_puts_its_devices() -> None:
+    argv = Pyvmm().argv(FakeSetting(), "ms=1", ["block", "net", "console"])
+    config = make_config(parse(RUN, argv[argv.index("run") + 1 :]))
+    assert announcement(3) == " ".join(slot.word for slot in slots(config))
+    assert announcement(3) in config.append
+
+
+def test_qemu_gets_the_same_devices() -> None:
+    argv = Qemu("qemu", "io_uring", TESTS).argv(FakeSetting(), "ms=1", ["block", "net", "console"])
+    devices = [argv[at + 1].partition(",")[0] for at, word in enumerate(argv) if word == "-device"]
+    assert devices[1:] == ["virtio-blk-device", "virtio-net-device", "virtio-serial-device", "virtconsole"]
+    assert any("aio=io_uring" in word and "cache=writeback" in word for word in argv)
+
+
+def test_every_test_fits_what_the_guest_can_do() -> None:
+    for test in TESTS:
+        _, size, depth, *_ = test.split(":")
+        assert int(size) * int(depth) <= 4 << 20
+        assert int(depth) <= virtio.QUEUE_SIZE
