@@ -168,6 +168,12 @@ class FaultPlan:
                 return Fault(kind, self._part(line, faults[kind], length) if kind == SHORT else 0, line.number)
         return None
 
+    def withdraw(self, device: str, queue: int) -> None:
+        """What was drawn last has no completion of its own: a received frame that is lost takes no buffer."""
+        drawn = self._line(device, queue).drawn
+        if drawn:
+            drawn.pop()
+
     def complete(self, device: VirtioDevice, queue: Virtqueue, chain: Chain, written: int) -> None:
         """Give `chain` back as the plan wants it, now or later. `plane` is held."""
         line = self._line(device.name, queue.index)
@@ -309,10 +315,7 @@ class FaultPlan:
         self._held[device.name] = [other for other in self._held.get(device.name, ()) if other is not entry]
 
     def _let_go(self, device: VirtioDevice, entry: _Held) -> None:
-        """What was held completes, unless it has done so already."""
-        held = self._held.get(device.name, ())
-        if entry not in held:
-            return
+        """What was held completes; a second time is nothing, since a chain is given back once."""
         self._drop(device, entry)
         if entry.line.overtaken is entry:
             entry.line.overtaken = None

@@ -189,7 +189,7 @@ class VirtioNet(VirtioDevice):
             self.counts["no link"] += 1
             self.complete(self.queues[TRANSMIT], unsent[0])
         if self._report is not None:
-            self._report(f"{self.name}: the network has gone: {error}")
+            self._report(f"the network has gone: {error}")
         self.config_changed()
 
     # --- Transmission (5.1.6.2) ---------------------------------------------------------------------------------------
@@ -247,12 +247,11 @@ class VirtioNet(VirtioDevice):
         return memoryview(header + frame) if self._header else frame
 
     def _faulty(self, queue: Virtqueue, op: str, frame: memoryview) -> memoryview:
-        """`frame` as the fault plan wants it: "error" loses all of it, "short" half."""
+        """`frame` as the fault plan wants it: "error" loses all of it, "short" its end."""
         fault = self.faults.draw(self.name, queue.index, op, None, len(frame))
-        if fault is None or fault.kind not in ("error", "short"):
+        if fault is None:
             return frame
-        kept = len(frame) // 2 if fault.kind == "short" else 0
-        return frame[: kept if kept >= ETHERNET else 0]
+        return frame[: fault.amount if fault.kind == "short" and fault.amount >= ETHERNET else 0]
 
     # --- Reception (5.1.6.4) ------------------------------------------------------------------------------------------
 
@@ -266,7 +265,7 @@ class VirtioNet(VirtioDevice):
             if not self._buffers:
                 continue
             try:
-                frame = self._held or self._next(queue)
+                frame = self._held or self._backend.receive()
             except BackendError as error:
                 self._lose(error)
                 return
@@ -274,20 +273,12 @@ class VirtioNet(VirtioDevice):
                 return
         self._more = True
 
-    def _next(self, queue: Virtqueue) -> memoryview | None:
-        """The next frame from outside, or None; an empty one where the fault plan has taken it. Raises BackendError."""
-        frame = self._backend.receive()
-        if frame is None or self.faults is None or len(frame) < self._header:
-            return frame
-        kept = self._faulty(queue, "receive", frame[self._header :])
-        return frame[: self._header + len(kept)] if kept else kept
-
     def _deliver(self, queue: Virtqueue, frame: memoryview) -> bool:
         """Give the driver `frame`, or drop it; False if it is held until there are more buffers."""
         payload = frame[self._header :]
         header = received(bytes(frame[: self._header] or PLAIN), len(payload), self.features)
         if len(payload) < ETHERNET:
-            reason = "short" if frame or self.faults is None else "fault"
+            reason = "short"
         elif header is None:
             reason = "header"
         elif self._too_long(payload, header):
@@ -326,15 +317,28 @@ class VirtioNet(VirtioDevice):
         self._held = None
         if not fits:
             self.counts["no room"] += 1
-            return True
+        else:
+            self._fill(queue, header, payload)
+        return True
+
+    def _fill(self, queue: Virtqueue, header: bytes, payload: memoryview) -> None:
+        if self.faults is not None:
+            payload = self._faulty(queue, "receive", payload)
+            judged = received(header, len(payload), self.features)
+            if not payload or judged is None:
+                self.faults.withdraw(self.name, queue.index)
+                self.counts["fault"] += 1
+                return
+            header = judged
         self.counts["received"] += 1
-        used = buffers.fill(header, payload)
+        used = self._buffers.fill(header, payload)
         if len(used) == 1:
             self.complete(queue, *used[0])
-        else:  # one completion, which a fault plan cannot take apart
-            for number, (chain, written) in enumerate(used, 1):
-                queue.push(chain, written, more=number < len(used))
-        return True
+            return
+        if self.faults is not None:
+            self.faults.withdraw(self.name, queue.index)  # one completion of several chains cannot be put off in part
+        for number, (chain, written) in enumerate(used, 1):
+            queue.push(chain, written, more=number < len(used))
 
     # --- Control (5.1.6.5) --------------------------------------------------------------------------------------------
 
