@@ -257,6 +257,24 @@ def test_one_huge_write_is_handed_out_piece_by_piece_and_stops_when_held(guests)
     assert ring.used() == [(head, 0)] and sum(sizes) == 8 << 20
 
 
+def test_a_reset_does_not_wait_until_a_huge_write_is_out(guests):
+    guest = guests(without=MULTIPORT)
+    sizes = []
+
+    def output(data):
+        sizes.append(len(data))
+        guest.device.queues[1].ready = False  # as a reset on a vCPU does before it waits for the data plane
+
+    guest.ports[0].output = output
+    guest.rings[1].add_buffers([(0x40000, 512 << 10, 0)] * 16)
+    guest.kick(1)
+    assert sizes == [PIECE]
+    guest.put("Status", 0)
+    guest.ports[0].output = guest.outputs[0].append
+    guest.bring_up(without=MULTIPORT)
+    works(guest)
+
+
 def test_a_reset_drops_output_in_hand_and_the_next_driver_starts_anew(guests):
     """virtio 1.3, 2.4; nothing of the old ring lands after a reset."""
     guest = guests(without=MULTIPORT)
@@ -350,6 +368,28 @@ def test_a_driver_that_failed_is_told_nothing(guests):
     assert guest.heard() == []
     guest.say(1, PORT_READY, 1)
     assert [event for _, event, _, _ in guest.heard()] == [NAME, OPEN]
+
+
+def test_what_a_driver_says_of_a_port_that_it_was_not_told_of_is_ignored(guests):
+    guest = guests("a")
+    guest.say(0, READY, 1)
+    for number in (0, 1):
+        guest.say(number, PORT_READY, 1)
+        guest.say(number, OPEN, 1)
+    guest.listen(8)
+    assert [event for _, event, _, _ in guest.heard()] == [ADD, ADD]
+    assert not guest.ports[1].open
+
+
+def test_after_a_reset_the_dialogue_begins_again(guests):
+    guest = guests("a")
+    first = guest.dialogue()
+    guest.bring_up()
+    guest.listen(8)
+    assert guest.heard() == [], "until the new driver is ready"
+    guest.bring_up()
+    assert guest.dialogue() == first
+    works(guest, 1)
 
 
 def test_messages_wait_for_buffers_in_order(guests):
