@@ -87,7 +87,7 @@ class DataPlane:
         self._transport.remind()
 
     def close(self) -> None:
-        """End the thread and close what was opened. A second call does nothing.
+        """End the thread, have the device let go of guest memory, close what was opened. A second call does nothing.
 
         Raises PyvmmError when the thread does not come back from a request in END_WAIT seconds; it is left behind, and
         so are the descriptors.
@@ -99,6 +99,8 @@ class DataPlane:
             self._thread.join(END_WAIT)
             if self._thread.is_alive():
                 raise PyvmmError(f"{self.device.name}: a request does not come back from the host")
+        if self._wake is not None:
+            self.device.reset()
         for event in (*self.doorbells, self._wake):
             if event is not None:
                 event.close()

@@ -190,6 +190,14 @@ def test_closing_leaves_no_descriptor_and_no_thread(driver):
     driver.plane.close()
 
 
+def test_closing_lets_go_of_guest_memory_that_a_driver_has_left_in_use(driver):
+    driver.bring_up()
+    driver.send(0, [], [6])
+    answered(driver)
+    driver.plane.close()
+    assert not any(queue.ready or queue._table for queue in driver.device.queues)
+
+
 def test_a_request_that_never_comes_back_is_told(driver, monkeypatch):
     monkeypatch.setattr(plane_module, "END_WAIT", 0.05)
     driver.bring_up()
