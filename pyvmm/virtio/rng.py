@@ -59,6 +59,9 @@ class VirtioRng(VirtioDevice):
         self._counted = time.monotonic()  # when they were counted
 
     def serve(self, queue: Virtqueue) -> None:
+        if not queue.ready:  # taken out of use while a request waited: its buffers are the driver's again
+            self._chain = self._due = None
+            return
         if self._chain is not None and not self._go_on(queue, time.monotonic()):
             return
         for chain in queue.chains():

@@ -198,6 +198,19 @@ def test_a_reset_drops_the_request_that_waits(clock):
     driver.close()
 
 
+def test_nothing_is_written_for_a_queue_that_was_taken_out_of_use(clock):
+    driver = made(source=Source(), rate=10)
+    driver.request(0, [], [10])
+    head = driver.send(0, [], [10])
+    driver.put("QueueSel", 0)
+    driver.put("QueueReady", 0)
+    clock.sleep(driver, 5)
+    assert driver.rings[0].written(head) == b"\xa5" * 10 and driver.device.next_deadline() is None
+    driver.bring_up()
+    assert driver.request(0, [], [4]) == (4, b"\7" * 4)
+    driver.close()
+
+
 # --- Sources ---------------------------------------------------------------------------------------------------------
 
 
