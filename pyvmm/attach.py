@@ -78,7 +78,7 @@ class VirtioDevices:
     def _make(self, slot: Slot) -> VirtioDevice:
         config, name = self._config, slot.name
         if slot.kind == "blk":
-            return _block(config.disks[slot.number], name)
+            return self._block(config.disks[slot.number], name)
         if slot.kind == "net":
             return self._net(config.nets[slot.number], name)
         if slot.kind == "console":
@@ -88,13 +88,19 @@ class VirtioDevices:
         assert config.rng is not None
         return VirtioRng(name=name, rate=config.rng.rate)
 
+    def _block(self, disk: Disk, name: str) -> VirtioDevice:
+        from pyvmm.backends.disk import open_disk
+        from pyvmm.virtio.block import VirtioBlock
+
+        image = open_disk(disk.path, readonly=disk.readonly, overlay=disk.overlay, cache=disk.cache, format=disk.format)
+        report = self._reporter(name)
+        return VirtioBlock(image, name=name, serial=disk.serial or name, queues=disk.queues, report=report)
+
     def _net(self, net: Net, name: str) -> VirtioDevice:
         from pyvmm.backends.net import random_mac
         from pyvmm.virtio.net import VirtioNet
 
-        def report(text: str) -> None:
-            self._tell(f"{name}: {text}")
-
+        report = self._reporter(name)
         backend = _frames(net)
         try:
             if net.pcap is not None:
@@ -128,6 +134,10 @@ class VirtioDevices:
     def _tell(self, text: str) -> None:
         if self._say is not None:
             self._say(text)
+
+    def _reporter(self, name: str) -> Callable[[str], None]:
+        """What tells the user about device `name`."""
+        return lambda text: self._tell(f"{name}: {text}")
 
     def attach(self, memory: GuestMemory, bus: Bus, wiring: Wiring) -> None:
         """Put the devices into the machine: registers on `bus`, doorbells and interrupts to KVM."""
@@ -177,14 +187,6 @@ class VirtioDevices:
         self._planes, self.devices, self._lines = [], [], []
         if failure is not None:
             raise failure
-
-
-def _block(disk: Disk, name: str) -> VirtioDevice:
-    from pyvmm.backends.disk import open_disk
-    from pyvmm.virtio.block import VirtioBlock
-
-    image = open_disk(disk.path, readonly=disk.readonly, overlay=disk.overlay, cache=disk.cache, format=disk.format)
-    return VirtioBlock(image, name=name, serial=disk.serial or name, queues=disk.queues)
 
 
 def _frames(net: Net) -> Frames:

@@ -62,6 +62,8 @@ class Disk:
             raise UsageError("a disk needs a path")
         if readonly and overlay:
             raise UsageError(f"{self.path}: a disk is either read-only or has an overlay to write to")
+        if overlay and cache == "none":
+            raise UsageError(f"{self.path}: an overlay is a temporary file, for which cache=none means nothing")
         if not 1 <= queues <= MAX_QUEUES:
             raise UsageError(f"{self.path}: {queues} queues (expected 1 to {MAX_QUEUES})")
         if not serial.isascii() or len(serial) > 20:

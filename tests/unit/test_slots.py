@@ -98,6 +98,7 @@ def test_a_disk_is_read_from_its_option():
         ("x,ro,ro", "given twice"),
         ("x,what", "unknown sub-option 'what'"),
         ("x,ro,overlay", "either read-only or"),
+        ("x,overlay,cache=none", "an overlay is a temporary file"),
         ("x,queues=0", "0 queues"),
         ("x,queues=17", "17 queues"),
         ("x,queues=-1", "not a number"),
