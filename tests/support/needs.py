@@ -72,7 +72,7 @@ def _net_namespace() -> str:
 def _tap() -> str:
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return "/dev/net/tun may not be used or is not there"
-    return _net_namespace()
+    return _net_namespace() or _program("ip")()
 
 
 def _tiny_image() -> str:

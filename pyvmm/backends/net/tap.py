@@ -98,8 +98,8 @@ class Tap:
 def open_tap(name: str | None = None, *, fd: int | None = None, mtu: int | None = None) -> Tap:
     """The host's tap `name`; a new one if there is none, under a name of the kernel's choice if that is None or "".
 
-    With `fd` it is the tap that somebody else has opened and set up, whose descriptor the Tap owns then. `mtu`, in
-    bytes, is set on the host's side. Raises UsageError for a name that cannot be, and BackendError.
+    With `fd` it is the tap that somebody else has opened (IFF_TAP | IFF_NO_PI) and set up; the Tap owns the descriptor
+    then. `mtu`, in bytes, is set on the host's side. Raises UsageError for a name that cannot be, and BackendError.
     """
     if fd is not None:
         return _given(fd)
@@ -166,8 +166,8 @@ def _given(fd: int) -> Tap:
     except OSError as error:
         raise BackendError(f"descriptor {fd} is no tap: {error.strerror}") from None
     name = os.fsdecode(interface.rstrip(b"\0"))
-    if not flags & IFF_TAP or not flags & IFF_NO_PI:
-        raise BackendError(f"descriptor {fd}, {name}: expected one made with IFF_TAP and IFF_NO_PI")
+    if not flags & IFF_TAP:  # IFF_NO_PI cannot be asked for: the answer has IFF_NOFILTER in its place
+        raise BackendError(f"descriptor {fd}, {name}: expected one made with IFF_TAP")
     vnet_header = bool(flags & IFF_VNET_HDR)
     if vnet_header:
         fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER))
