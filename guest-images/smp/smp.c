@@ -6,11 +6,11 @@
  */
 #include "boot.h"
 #include "lapic.h"
+#include "pit.h"
 
 enum {
     TRAMPOLINE = 0x8000, ROUNDS = 1000, CPUS = 256,
     ALL_BUT_SELF = 3 << 18, ASSERT = 1 << 14, INIT = 5 << 8, STARTUP = 6 << 8, PENDING = 1 << 12,
-    PIT_CHANNEL_2 = 0x42, PIT_CONTROL = 0x43, SYSTEM_CONTROL = 0x61,
 };
 
 extern const u8 trampoline[], trampoline_end[];
@@ -23,17 +23,6 @@ void count(u32 id)
         __atomic_fetch_add(&total, 1, __ATOMIC_SEQ_CST);
     }
     __atomic_fetch_add(&finished, 1, __ATOMIC_SEQ_CST);
-}
-
-/* Waits 10 ms: PIT channel 2 counts down once (mode 0), bit 5 of port 0x61 shows its end. Bounded all the same. */
-static void wait_10ms(void)
-{
-    outb(SYSTEM_CONTROL, (inb(SYSTEM_CONTROL) & 0xfc) | 1);     /* gate on, speaker off */
-    outb(PIT_CONTROL, 0xb0);
-    outb(PIT_CHANNEL_2, 11932 & 0xff);
-    outb(PIT_CHANNEL_2, 11932 >> 8);
-    for (u32 i = 0; i < 100000 && !(inb(SYSTEM_CONTROL) & 0x20); i++)
-        __asm__ volatile("pause");
 }
 
 static void send_to_others(u32 what)
