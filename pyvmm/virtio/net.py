@@ -276,7 +276,7 @@ class VirtioNet(VirtioDevice):
     def _deliver(self, queue: Virtqueue, frame: memoryview) -> bool:
         """Give the driver `frame`, or drop it; False if it is held until there are more buffers."""
         payload = frame[self._header :]
-        header = received(bytes(frame[: self._header] or PLAIN), len(payload), self.features)
+        header = received(bytes(frame[: self._header]), len(payload), self.features) if self._header else PLAIN
         if len(payload) < ETHERNET:
             reason = "short"
         elif header is None:

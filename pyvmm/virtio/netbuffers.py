@@ -57,6 +57,10 @@ class ReceiveBuffers:
 
         All but the last are full, and the header says how many they are (5.1.6.4.1).
         """
+        if NET_HDR_LENGTH + len(payload) <= self.first:  # the usual case, in one go
+            chain = self._chains.pop(0)
+            self.room -= chain.writable_length
+            return [(chain, chain.write(header[:NUM_BUFFERS] + b"\1\0" + payload))]
         used: list[tuple[Chain, int]] = []
         done, at = 0, NET_HDR_LENGTH
         for chain in self._chains:
