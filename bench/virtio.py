@@ -1,9 +1,10 @@
 """`python -m bench virtio`: what requests to virtio devices cost, in pyvmm and in QEMU's microvm machine.
 
 Both run the virtio-bench guest, which drives the devices itself from ring 3, with the same image file, queue size and
-cache mode, and with the same program at the other end of the network. Rounds are interleaved: every round starts each
-contender once, the one that goes first changing, and a start makes all measurements. QEMU has an iothread and is
-measured with each of its aio modes; of these the better counts, for each measurement.
+cache mode, the same program at the other end of the network, and one pipe for serial port and console. Rounds are
+interleaved: every round starts each contender once, the one that goes first changing, and a start makes all
+measurements. QEMU has an iothread and is measured with each of its aio modes; of these the better counts, for each
+measurement.
 
 CPU time is that of the VMM's process without its vCPU's thread, which spins in the guest: the data planes. Linux tells
 a thread's time in steps of 10 ms.
@@ -44,6 +45,8 @@ DEVICES = {"block": BLOCK, "net": NET, "console": CONSOLE}
 TESTS = [*BLOCK, *NET, *CONSOLE]
 """What the guest is asked to measure, in its words: WHAT:SIZE:DEPTH, then `:irq` for interrupts rather than polling."""
 
+LINE = re.compile(rb"^(?:begin|end|FAILED:) .*", re.MULTILINE)
+"""What the guest says of its measurements, among the text that it prints to measure the console."""
 END = re.compile(r"end (\d+) (\d+) (\d+) (\d+) (\d+)")
 
 
@@ -158,18 +161,12 @@ class Qemu:
         options = {
             "block": ["-object", "iothread,id=io", "-drive", drive, "-device", block],
             "net": ["-netdev", netdev, "-device", f"virtio-net-device,netdev=n,{sizes}"],
-            "console": [
-                "-device",
-                "virtio-serial-device",
-                "-chardev",
-                "file,id=c,path=/dev/null",
-                "-device",
-                "virtconsole,chardev=c",
-            ],
+            "console": ["-device", "virtio-serial-device", "-device", "virtconsole,chardev=c"],
         }
         command = [self.program, "-M", "microvm,acpi=off,rtc=on", "-enable-kvm", "-m", str(MEMORY)]
         command += ["-cpu", f"host,-cx16,-arch-capabilities,{PV_FEATURES}", "-global", "virtio-mmio.force-legacy=false"]
-        command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
+        command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        command += ["-chardev", "stdio,id=c,mux=on", "-serial", "chardev:c"]
         command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
         command += [option for device in devices for option in options[device]]
         return [*command, "-kernel", setting.kernel, "-append", words]
@@ -244,16 +241,18 @@ def _listen(process: subprocess.Popen[bytes], khz: int, results: list[Result]) -
     until = time.monotonic() + LIMIT
     held, before = b"", 0.0
     while select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
-        data = process.stdout.read(4096)
+        data = process.stdout.read(1 << 16)
         if not data:
             return
-        *lines, held = (held + data).split(b"\n")
-        for line in (line.decode(errors="replace").strip() for line in lines):
+        whole, newline, rest = data.rpartition(b"\n")
+        text, held = (held + whole, rest) if newline else (b"", held + data)
+        for found in LINE.finditer(text):
+            line = found[0].decode(errors="replace").strip()
             if line.startswith("begin "):
                 before = data_plane_cpu(process.pid)
             elif line.startswith("end "):
                 results.append(Result(line, khz, data_plane_cpu(process.pid) - before))
-            elif line:
+            else:
                 print(f"the guest says: {line}", file=sys.stderr)
     raise SystemExit(f"no end within {LIMIT} s")
 
