@@ -316,7 +316,7 @@ def plot(samples: Samples, path: Path) -> bool:
             times.bar_label(drawn, [f"{cpu:.3g}"], padding=3)
     rates.set_yticks([row + 0.2 for row in range(len(tests))], tests)
     rates.set_title("operations a second (the longer bar of each pair is 1)")
-    rates.legend(loc="lower right")
+    figure.legend(loc="outside lower left")
     times.set_xscale("log")
     times.set_title("CPU time of the data planes for one operation, µs")
     for axis in (rates, times):
