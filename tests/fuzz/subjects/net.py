@@ -1,0 +1,198 @@
+"""The network device, on a back-end in memory that is full, or gone, when told to."""
+
+from __future__ import annotations
+
+import select
+from struct import pack
+
+from pyvmm.errors import BackendError
+from pyvmm.virtio import net, netbuffers, netfeatures, netfilter, netheader, spec
+from pyvmm.virtio.net import CONTROL, MAX_FRAME, RECEIVE, TRANSMIT, VirtioNet
+from tests.fuzz.subjects.base import Subject
+
+MAC = bytes.fromhex("525400123456")
+OTHER = bytes.fromhex("525400abcdef")
+STATIONS = (MAC, OTHER, b"\xff" * 6, bytes.fromhex("01005e000001"), bytes(6), bytes.fromhex("33330000fb01"))
+FD = 1000
+WAITING = 200
+"""Frames that wait for the guest at most."""
+
+
+class Wire:
+    """A back-end: `incoming` is what it has for the guest, `room` how many frames it takes before it is full."""
+
+    def __init__(self, vnet_header, kinds):
+        self.vnet_header = vnet_header
+        self.incoming, self.sent = [], []
+        self.room = 1 << 30
+        self.gone = False
+        self._kinds = kinds
+
+    def fileno(self):
+        return -1 if self.gone else FD
+
+    def offloads(self, checksum, tso4, tso6, ecn):
+        if self.gone:
+            raise BackendError("gone")
+
+    def receive(self):
+        if self.incoming:
+            return memoryview(self.incoming.pop(0))
+        if self.gone:
+            raise BackendError("gone")
+        return None
+
+    def send(self, frame):
+        if self.gone:
+            raise BackendError("gone")
+        if not self.room:
+            self._kinds.add("back-end: full")
+            return False
+        self.room -= 1
+        self.sent.append(bytes(frame))
+        return True
+
+    def close(self):
+        pass
+
+
+class Net(Subject):
+    name = "net"
+    modules = (net, netbuffers, netfeatures, netfilter, netheader)
+    queues = 3
+    greeting = ((RECEIVE, (), (1526,)),) * 3
+    required = (
+        *(f"frames: {name}" for name in ("received", "transmitted", *VirtioNet.DROPS)),
+        *("control: OK", "control: ERR", "back-end: full", "told: the network has gone"),
+    )
+
+    def __init__(self, settings, kinds):
+        self.kinds = kinds
+        self.wire = Wire(settings["vnet_header"], kinds)
+        self.device = VirtioNet(
+            self.wire,
+            mac=MAC,
+            mtu=settings["mtu"],
+            spoof=settings["spoof"],
+            queue_size=64,
+            report=lambda _: kinds.add("told: the network has gone"),
+        )
+        self._before = dict(self.device.counts)
+
+    def _count(self):
+        for name, count in self.device.counts.items():
+            if count != self._before[name]:
+                self.kinds.add(f"frames: {name}", count - self._before[name])
+        self._before = dict(self.device.counts)
+
+    @staticmethod
+    def settings(draw):
+        return {
+            "vnet_header": not draw.rarely(3),
+            "mtu": draw.pick((None, 1500, 68)),
+            "spoof": not draw.rarely(3),
+        }
+
+    @staticmethod
+    def request(draw):
+        queue = draw.pick((RECEIVE, TRANSMIT, CONTROL, RECEIVE, TRANSMIT, CONTROL, RECEIVE))
+        if queue == RECEIVE:
+            room = draw.pick((1526, 128, 64, 64, 12, 2048, 70000, 11))
+            return queue, [b"odd"] if draw.rarely(16) else [], draw.cut(room)
+        if queue == TRANSMIT:
+            return queue, draw.cut(Net._header(draw) + Net._frame(draw)), [16] if draw.rarely(16) else []
+        return queue, draw.cut(Net._command(draw)), [] if draw.rarely(12) else draw.cut(draw.pick((1, 1, 2)))
+
+    @staticmethod
+    def _header(draw):
+        if not draw.rarely(3):
+            return bytes(12)
+        return pack(
+            "<BBHHHHH",
+            draw.pick((1, 1, 0, 2, 8, 255)),
+            draw.pick((0, 1, 4, 0x81, 0x84, 3, 0x80, 255)),
+            draw.pick((0, 54, 0xFFFF)),
+            draw.pick((1448, 1, 0, 0xFFFF)),
+            draw.pick((34, 0, 60, 0xFFFF)),
+            draw.pick((16, 6, 0, 0xFFFF)),
+            draw.pick((0, 1, 0xFFFF)),
+        )
+
+    @staticmethod
+    def _frame(draw):
+        start = draw.pick(STATIONS) + draw.pick((MAC, MAC, OTHER)) + draw.pick((b"\x08\x00", b"\x81\x00"))
+        length = draw.pick((60, 60, 98, 1514, 14, 1518, 1519, 9000, 13, 0, MAX_FRAME, MAX_FRAME + 1))
+        return start[:length] + draw.filling(max(0, length - 14))
+
+    @staticmethod
+    def _command(draw):
+        kind = draw.pick((0, 0, 0, 0, 1, 1, 1, 2))
+        number = draw.pick((0, 0, 0, 0, 1, 2, 3, 4, 5)) if kind == 0 else draw.pick((1, 0, 2))
+        if kind == 0:
+            data = bytes([draw.pick((0, 0, 1, 2))])
+        elif number == 1:
+            data = draw.pick(STATIONS)
+        else:
+            data = b""
+            for _ in range(2):
+                count = draw.pick((0, 1, 2, 300))
+                data += pack("<I", count if not draw.rarely(8) else draw.number(4))
+                data += b"".join(STATIONS[index % len(STATIONS)] for index in range(count))
+        if draw.rarely(6):
+            data = data[:-1] if draw.byte() & 1 else data + b"\0"
+        return (bytes([kind, number]) + data)[: None if not draw.rarely(12) else draw.below(3)]
+
+    @staticmethod
+    def host(draw):
+        what = draw.pick(("frames", "frames", "frames", "frames", "room", "room", "go"))
+        if what == "frames":
+            return (what, Net._header(draw), Net._frame(draw), draw.pick((1, 1, 3, 100)))
+        return (what, draw.pick((1 << 30, 0, 1))) if what == "room" else (what, draw.rarely(2))
+
+    def happen(self, what, *arguments):
+        wire = self.wire
+        if what == "frames":
+            header, frame, count = arguments
+            frame = header + frame if wire.vnet_header else frame
+            wire.incoming += [frame] * min(count, WAITING - len(wire.incoming))
+        elif what == "room":
+            wire.room = arguments[0]
+        elif arguments[0]:
+            wire.gone = True
+
+    def happened(self, sources):
+        found = []
+        for fd, events in sources:
+            assert fd == FD
+            seen = events & select.POLLIN if self.wire.incoming else 0
+            seen |= events & select.POLLOUT if self.wire.room else 0
+            if seen:
+                found.append((fd, seen))
+        return found
+
+    def outcome(self, queue, request, written, answer):
+        if queue == CONTROL and written:
+            return "control: OK" if answer[0] == spec.NET_CTRL_OK else "control: ERR"
+        if queue == TRANSMIT:
+            assert not written
+        return ""
+
+    def calm(self):
+        self._count()
+        self.wire.room = 1 << 30
+        self.wire.incoming.clear()
+
+    def probe(self, driver):
+        wire, frame = self.wire, MAC + MAC + bytes(46)
+        header = bytes(12) if wire.vnet_header else b""
+        wire.sent.clear()
+        assert driver.request(TRANSMIT, [bytes(12), frame])[0] == 0
+        assert wire.gone or not self.device.link or wire.sent == [header + frame]
+        assert driver.request(CONTROL, [b"\0\0", b"\1"], [1])[1] == b"\0"
+        if not wire.gone and self.device.link:
+            head = driver.send(RECEIVE, [], [128])
+            wire.incoming.append(header + frame)
+            driver.run()
+            assert driver.rings[RECEIVE].used() == [(head, 12 + len(frame))]
+            assert driver.rings[RECEIVE].written(head)[12 : 12 + len(frame)] == frame
+        self._count()
