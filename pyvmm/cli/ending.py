@@ -25,7 +25,7 @@ VCPUS_SHOWN = 8
 
 def refuse_input(option: str, path: str, config: VmConfig) -> None:
     """Raises UsageError if `path`, which `option` is about to write, is a file that the VM is made of."""
-    for part in (config.kernel, config.initrd, config.symbols):
+    for part in (config.kernel, config.initrd, config.symbols, *(disk.path for disk in config.disks)):
         if part and os.path.exists(path) and os.path.exists(part) and os.path.samefile(path, part):
             raise UsageError(f"{option}: {path} is read by this VM and would be overwritten")
 
@@ -125,6 +125,7 @@ def stats_text(vm: VM) -> str:
             f"exits      {sum(stats.exits.values())} ({exits})",
             *((f"completed  {completed}: instructions that KVM refused",) if completed else ()),
             f"unclaimed  {stats.unclaimed} accesses that no device answered",
+            *(f"fault      {line}" for line in (vm.faults.describe() if vm.faults is not None else ())),
             f"guest ran  {stats.seconds:.3f} s",
             f"CPU time   {used.ru_utime + used.ru_stime:.3f} s (user {used.ru_utime:.3f}, system {used.ru_stime:.3f})",
             f"memory     {used.ru_maxrss >> 10} MiB at most, with what the guest used of its {vm.config.mem >> 20} MiB",
