@@ -21,7 +21,7 @@ NATIVE_SOURCES := setup.py $(wildcard pyvmm/_native/*.py pyvmm/_native/*.c pyvmm
 	pyvmm/kvm/constants.py pyvmm/kvm/exits.py
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
 
-.PHONY: help demo test-unit test soak lint bench images clean
+.PHONY: help demo test-unit test soak conformance fuzz lint bench images clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -30,6 +30,8 @@ help:
 	@echo "make test       set up, then run all tests; what the machine lacks is skipped and named"
 	@echo "make test-unit  the tests that need neither KVM nor any tool but Python and gcc"
 	@echo "make soak       the long counts: thousands of VMs, random kills, sanitizers"
+	@echo "make conformance  what the virtio standard demands, its tests, and a mutant of the device for each"
+	@echo "make fuzz       random drivers against every virtio device, until interrupted"
 	@echo "make lint       ruff, mypy --strict, the layers"
 	@echo "make bench      measure, print a table, write JSON and a plot"
 	@echo "make images     build every small guest and Linux image into the cache"
@@ -58,6 +60,16 @@ soak:
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
 	@scripts/linux-image.sh $(VENV)/bin/pyvmm
 	@$(VENV)/bin/python -m pytest --soak -v $(ARGS)
+
+conformance:
+	@scripts/tools.sh build
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@$(VENV)/bin/python -m tests.conformance.run $(ARGS)
+
+fuzz:
+	@scripts/tools.sh build
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@$(VENV)/bin/python -m tests.fuzz $(ARGS)
 
 lint:
 	@scripts/tools.sh build

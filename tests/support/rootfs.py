@@ -36,8 +36,8 @@ poweroff -f
 """
 FOLDERS = ("bin", "dev", "etc", "lib64", "mnt", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin")
 APPLETS = (
-    "cat chmod cmp cp cut dd dmesg echo grep head ip ls md5sum mkdir mount mv nc ping poweroff printf rm sh sleep sync tail"
-    " test touch tr umount udhcpc wc wget yes hexdump blkdiscard stty"
+    "cat chmod cmp cp cut dd dmesg echo grep head ip ls md5sum mkdir mount mv nc ping poweroff printf rm sh sleep sync"
+    " tail test touch tr umount udhcpc wc wget yes hexdump blkdiscard stty"
 )
 
 
