@@ -275,7 +275,7 @@ class Machine(RuleBasedStateMachine):
         self.writes_status(1)
         self.writes_status(3)
         lacking = {"version": spec.F_VERSION_1}.get(stumbles, spec.F_RING_EVENT_IDX)
-        self.accepts_features(set() if events and stumbles != "version" else {lacking}, 33 if stumbles == "more" else 0)
+        self.accepts_features(set() if events and stumbles != "version" else {lacking}, 24 if stumbles == "more" else 0)
         self.writes_status(11)
         for index in range(2):
             self.sets_up_a_queue(index, size)
@@ -422,9 +422,12 @@ class EchoMachine(Machine):
         self.step(self.device.config_changed, news=True)
         assert self.driver.get("ConfigGeneration") == generation + 1
 
-    @rule()
-    def answers_what_was_held_before_a_reset(self):
-        """Or before the queue was taken out of use: nothing may come of it."""
+    @precondition(lambda self: self.stale)
+    @rule(size=st.sampled_from([4, 16]))
+    def answers_what_was_held_before_a_reset(self, size):
+        """Or before the queue was taken out of use: nothing may come of it, and none of it is the next driver's."""
+        if not self.live:
+            self.goes_the_whole_way(size, True)
         for chain in self.stale:
             self.step(partial(self.device.queues[1].push, chain, 4))
             REACHED["stale"] += 1
