@@ -364,6 +364,12 @@ subprocess.run(["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
     assert said[3] == "own1 opened"
 
 
+@pytest.mark.needs("unprivileged")
+def test_a_user_without_privilege_is_told_what_a_tap_needs():
+    with pytest.raises(BackendError, match="CAP_NET_ADMIN.*|needs no privilege|--device /dev/net/tun"):
+        open_tap("pyvmm0")
+
+
 # --- Captures --------------------------------------------------------------------------------------------------------
 
 

@@ -294,17 +294,32 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def offered(passt):
+    """Whether an address is offered by DHCP."""
+    assert passt.send(memoryview(dhcp_discover()))
+    while offer := wait_for_frame(passt):
+        if offer[:6] == MAC and offer[12:14] == b"\x08\x00" and offer[34:38] == struct.pack(">HH", 67, 68):
+            return offer[42] == 2 and offer[58:62] != bytes(4)
+    return False
+
+
 @pytest.mark.needs("passt")
 def test_passt_answers_dhcp_and_ends_with_its_socket():
     before = descriptors()
     passt = Passt()
-    assert passt.send(memoryview(dhcp_discover()))
-    while offer := wait_for_frame(passt):
-        if offer[:6] == MAC and offer[12:14] == b"\x08\x00" and offer[34:38] == struct.pack(">HH", 67, 68):
-            break
-    assert offer[42] == 2 and offer[58:62] != bytes(4), "an offer with an address"
+    assert offered(passt)
     passt.close()
     assert descriptors() == before
+
+
+@pytest.mark.needs("passt", "unprivileged")
+def test_passt_serves_a_user_without_privilege():
+    port = free_port()
+    passt = Passt([Forward("tcp", port, 22)])
+    assert offered(passt)
+    with socket.create_connection(("127.0.0.1", port), 5):
+        pass
+    passt.close()
 
 
 @pytest.mark.needs("passt")

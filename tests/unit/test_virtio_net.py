@@ -850,6 +850,23 @@ def test_a_bad_command_is_refused_and_changes_nothing(guest, name):
     works(guest)
 
 
+def test_a_turn_of_commands_is_bounded_too(guest):
+    guest.bring_up(size=64)
+    heads = iter(range(10_000))
+
+    def one_more(*arguments):
+        guest.rings[CONTROL].used()
+        guest.rings[CONTROL].add(guest.heap, [b"\0\0\1"], [1])
+        next(heads)
+        return done(*arguments)
+
+    done, guest.net._command = guest.net._command, one_more
+    guest.send(CONTROL, [b"\0\0\1"], [1])
+    assert next(heads) == BUDGET and guest.net.deadline() == 0.0
+    guest.turn()
+    assert next(heads) == 2 * BUDGET + 1
+
+
 def test_a_command_without_room_for_the_answer_is_not_done(guest):
     guest.bring_up()
     assert guest.request(CONTROL, [b"\0\0\0"]) == (0, b"")
