@@ -123,8 +123,21 @@ def decode(subject, data):
     settings["faults"] = _faults(first)
     operations = [] if first.rarely(16) else [_bring_up(subject, first)]
     operations += [] if first.rarely(2) else [("greet",)]
+    polite = first.rarely(3)
     operations += [_OPERATIONS[draw.byte()](subject, draw) for draw in records[1:]]
+    if polite:
+        operations = [_sound(operation) for operation in operations if operation[0] in _POLITE]
     return Case(subject.name, settings, operations)
+
+
+_POLITE = ("bring up", "greet", "chain", "host", "wait", "hold", "kick", "acknowledge", "flags", "used event", "read")
+"""What a driver does that keeps to the rules of the ring: the deeper states are reached with such."""
+
+
+def _sound(operation):
+    if operation[0] == "bring up":
+        return operation[:3]
+    return (*operation[:5], (), operation[6]) if operation[0] == "chain" else operation
 
 
 _RULES = (
@@ -151,7 +164,7 @@ def _features(draw):
         dropped |= 1 << spec.F_RING_EVENT_IDX
     if draw.rarely(4):
         dropped |= 1 << spec.F_RING_INDIRECT_DESC
-    if draw.rarely(4):
+    if draw.rarely(5):
         dropped |= draw.number(3)
     if draw.rarely(32):
         dropped |= 1 << spec.F_VERSION_1
@@ -161,13 +174,13 @@ def _features(draw):
 def _bring_up(subject, draw):
     features, size = _features(draw), draw.pick(RING_SIZES)
     return (
-        ("bring up", features, size, *_spoilt_queue(subject, draw)) if draw.rarely(5) else ("bring up", features, size)
+        ("bring up", features, size, *_spoilt_queue(subject, draw)) if draw.rarely(4) else ("bring up", features, size)
     )
 
 
 def _spoilt_queue(subject, draw):
     """A queue and what the device is told wrong of it."""
-    part = draw.pick(("size", "descriptors", "driver", "device", "overlap"))
+    part = draw.pick(("size", "size", "descriptors", "driver", "device", "overlap", "misaligned"))
     value = draw.value((0, 3, 5, 512, 0x8000, 0x10000) if part == "size" else PLACES, 4 if part == "size" else 8)
     return draw.below(subject.queues + 1), part, value
 
@@ -190,6 +203,8 @@ def _chain(subject, draw):
     queue, readable, writable = subject.request(draw)
     layout = draw.pick(("direct", "direct", "indirect", "indirect", "mixed"))
     spoilt = _spoilt(draw) if draw.rarely(4) else ()
+    if spoilt and spoilt[0].startswith("table"):
+        layout = "indirect"
     return ("chain", queue, tuple(readable), tuple(writable), layout, spoilt, not draw.rarely(8))
 
 

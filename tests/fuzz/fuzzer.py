@@ -6,6 +6,7 @@ from random import Random
 
 from tests.fuzz.cases import RECORD, Case, decode
 from tests.fuzz.harness import Harness
+from tests.fuzz.seeds import seeds
 
 LONGEST = 40
 """Records of a case."""
@@ -27,6 +28,7 @@ class Fuzzer:
         self.failures = {}
         self._subject = subject
         self._random = Random(f"{seed} {subject.name}")
+        self._seeds = seeds(subject)
         self._corpus: list[bytes] = []
         self._known: set[str] = set()
 
@@ -37,9 +39,9 @@ class Fuzzer:
                 self.one()
 
     def one(self):
-        """Make and run one case."""
-        data = self._make()
-        case = decode(self._subject, data)
+        """Make and run one case; the seeds come first."""
+        data = b"" if self._seeds else self._make()
+        case = self._seeds.pop(0) if self._seeds else decode(self._subject, data)
         before = self.kinds.counts.copy()
         failure = self.harness.run(case)
         self.cases += 1
@@ -47,16 +49,18 @@ class Fuzzer:
             self._failed(failure)
             return
         fresh = self.lines is not None and self.lines.fresh
+        if fresh:
+            self.lines.fresh = False
         reached = {name for name, count in self.kinds.counts.items() if count != before[name]}
         # Two kinds of error in one case are more than each by itself.
         reached |= {f"{one} & {other}" for one in reached for other in reached if one < other}
         if fresh or not reached <= self._known:
             self._known |= reached
+            if not data:
+                return
             if len(self._corpus) == CORPUS:
                 del self._corpus[self._random.randrange(CORPUS)]
             self._corpus.append(data)
-        if self.lines is not None:
-            self.lines.fresh = False
 
     def _failed(self, failure):
         if failure.key not in self.failures:

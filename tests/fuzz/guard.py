@@ -7,6 +7,7 @@ and the writable buffers of chains that are the device's) and which chains may h
 
 from __future__ import annotations
 
+from collections import Counter
 from struct import iter_unpack, unpack_from
 
 from pyvmm.errors import GuestMemoryError
@@ -72,9 +73,12 @@ class Guard:
 
 
 class _Given:
-    """What the device has of one queue: each chain's writable buffers and their bytes, by its head, and its ring."""
+    """What the device has of one queue: each chain's writable buffers and their bytes, by its head, and its ring.
 
-    __slots__ = ("chains", "parts", "rooms", "seen", "used", "waiting")
+    A head that is available twice is in `times` with 2.
+    """
+
+    __slots__ = ("chains", "entered", "parts", "rooms", "seen", "times", "used", "waiting")
 
     def __init__(self, queue):
         size = queue.size
@@ -82,7 +86,8 @@ class _Given:
         self.parts = {(queue.descriptors, DESC_SIZE * size), (queue.driver, 6 + 2 * size), self.used}
         self.chains: dict[int, set[tuple[int, int]]] = {}
         self.rooms: dict[int, int] = {}
-        self.seen = self.waiting = 0
+        self.times: Counter[int] = Counter()
+        self.seen = self.waiting = self.entered = 0
 
 
 def _meet(some, others):
@@ -137,6 +142,8 @@ class Ledger:
         slots = unpack_from(f"<{queue.size + 2}H", memory.view(queue.driver, 4 + 2 * queue.size))
         available = slots[1]
         given.waiting = (available - given.seen) & 0xFFFF
+        fresh, given.entered = (available - given.entered) & 0xFFFF, available
+        given.times.update(slots[2 + (available - back) % queue.size] for back in range(1, min(fresh, queue.size) + 1))
         for back in range(1, min(given.waiting, queue.size) + 1):
             head = slots[2 + (available - back) % queue.size]
             if head < queue.size:
@@ -217,8 +224,10 @@ class Ledger:
                 raise Fault("used ring", f"queue {index}: {written} bytes written in a chain of {given.rooms[head]}")
             back.append((index, head, written))
         for _, head, _ in back:
-            given.chains.pop(head, None)
-            given.rooms.pop(head, None)
+            given.times[head] -= 1
+            if given.times[head] <= 0:
+                given.chains.pop(head, None)
+                given.rooms.pop(head, None)
         given.seen = (given.seen + new) & 0xFFFF
         given.waiting -= new
         self._due(queue, given.seen, new)

@@ -55,7 +55,8 @@ class Harness:
 
     def __init__(self, subject, lines=None, limit=LIMIT):
         self.subject = subject
-        self.kinds = Kinds([queue, *subject.modules], [*TRANSPORT, *subject.required])
+        every, modules = (TRANSPORT, [queue, *subject.modules]) if subject.everything else ((), [])
+        self.kinds = Kinds(modules, [*every, *subject.required])
         self._lines = nullcontext() if lines is None else lines
         self._limit = limit
         self._stack = ExitStack()

@@ -76,6 +76,7 @@ class Session(Driver):
         device = self.device
         if rules:
             device.faults = FaultPlan(rules, seed=1)
+            subject.ordered = False
         self._guard = device.memory = Guard(memory)
         device.ring = self._rung.append
         self.transport = VirtioMmio(device, self._interrupt)
@@ -119,6 +120,10 @@ class Session(Driver):
                 raise Fault("answer", f"queue {queue}: {error or answer[:64]}, {written} bytes written") from error
             if outcome:
                 self.kinds.add(outcome)
+
+    def _trust(self):
+        self._sound = True
+        self.subject.resync()
 
     def _interrupt_is_due(self, queue, index, new):
         """The device has used `new` buffers, up to `index`: if the driver wanted to know, it has been told (2.7.7)."""
@@ -169,7 +174,8 @@ class Session(Driver):
             self._hold -= 1
         else:
             self.run()
-            self._sound = self._sound or self.ledger.idle
+            if not self._sound and self.ledger.idle:
+                self._trust()
 
     def put(self, register, value, size=4):
         self.do_write(REGISTERS[register].offset, size, value)
@@ -216,6 +222,8 @@ class Session(Driver):
         told = SimpleNamespace(size=ring.size, descriptors=ring.descriptors, driver=ring.driver, device=ring.device)
         if part == "overlap":
             told.device = told.descriptors
+        elif part == "misaligned":
+            told.driver += 1
         elif part:
             setattr(told, part, value)
         self.set_up_queue(index, told)  # type: ignore[arg-type]
@@ -258,8 +266,9 @@ class Session(Driver):
             if value & 0xFF == 0:
                 self.ledger.forget()
                 self._asked.clear()
-                self._sound = True
                 self._error = ""
+                if not self._sound:
+                    self._trust()
 
     def do_kick(self, queue):
         self.put("QueueNotify", queue)
@@ -278,8 +287,9 @@ class Session(Driver):
     def do_chain(self, queue, readable, writable, layout, spoilt, kicked):
         if kicked and not self.device.live:
             self.do_bring_up(*self._last)  # what else could a driver do?
-        if queue >= len(self.rings):
+        if not self.rings:
             return
+        queue %= len(self.rings)
         ring, buffers, before = self.rings[queue], [], self.heap.at
         for data in readable:
             gpa = self.heap.take(len(data))

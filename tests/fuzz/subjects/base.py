@@ -11,19 +11,25 @@ class Subject:
     queues           numbers of queues below which a case chooses
     writable_config  offsets in the configuration space that a driver may write
     greeting         what a driver asks at first: (queue, readable byte strings, lengths of writable buffers) each
-    required         names of kinds that must be reached, beside those of every device
+    seeds            operations of its first cases, each after a good bring-up
+    required         names of kinds that must be reached
+    everything       whether so must those of every device: of the engine, the transport and `modules`
+    ordered          whether requests are served in the order in which they come back
     """
 
     name = ""
     modules: tuple[object, ...] = ()
     queues = 1
     writable_config: tuple[object, ...] = (0,)
+    everything = True
     greeting: tuple[object, ...] = ()
+    seeds: tuple[object, ...] = ()
     required: tuple[object, ...] = ()
 
     def __init__(self, settings, kinds):
         """Makes `device`."""
         self.kinds = kinds
+        self.ordered = True
         self.device = None
 
     # --- From bytes, by a `cases.Draw` --------------------------------------------------------------------------------
@@ -55,6 +61,9 @@ class Subject:
     def outcome(self, queue, request, written, answer):
         """What kind of answer the `request` has got, in a sound chain; "" if it does not count."""
         return ""
+
+    def resync(self):
+        """Requests that `outcome` was not told of may have been served: take the device's state as it is."""
 
     def calm(self):
         """The host is good from now on."""

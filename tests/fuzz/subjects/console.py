@@ -38,6 +38,11 @@ class Console(Subject):
         *[(CONTROL_RECEIVE, (), (64,))] * 4,
         (RECEIVE[0], (), (4096,)),
     )
+    seeds = (
+        (("chain", CONTROL_RECEIVE, (), (7,), "direct", (), True), ("greet",)),
+        (("greet",), ("chain", CONTROL_TRANSMIT, (b"short",), (), "direct", (), True)),
+        (("greet",), ("host", "hold after", 1), ("chain", 1, (bytes(40000),), (), "direct", (), True)),
+    )
     required = (
         *(f"driver: {event}" for event in (*EVENTS.values(), "another event", "no such port", "short message")),
         *(f"device: {event}" for event in (*TOLD.values(), "no room for a message")),

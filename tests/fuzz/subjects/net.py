@@ -18,6 +18,10 @@ WAITING = 200
 """Frames that wait for the guest at most."""
 
 
+def asked(queue, readable, writable):
+    return ("chain", queue, (readable,) if readable else (), (writable,) if writable else (), "direct", (), True)
+
+
 class Wire:
     """A back-end: `incoming` is what it has for the guest, `room` how many frames it takes before it is full."""
 
@@ -61,6 +65,11 @@ class Net(Subject):
     modules = (net, netbuffers, netfeatures, netfilter, netheader)
     queues = 3
     greeting = ((RECEIVE, (), (1526,)),) * 3
+    seeds = (
+        (("greet",), asked(CONTROL, b"\0\0\0", 1), ("host", "frames", bytes(12), OTHER + MAC + bytes(46), 1)),
+        (asked(RECEIVE, b"", 64), ("host", "frames", bytes(12), MAC + OTHER + bytes(88), 1), ("wait", 60.0)),
+        (("host", "room", 0), asked(TRANSMIT, bytes(12) + OTHER + MAC + bytes(46), 0), ("host", "room", 9)),
+    )
     required = (
         *(f"frames: {name}" for name in ("received", "transmitted", *VirtioNet.DROPS)),
         *("control: OK", "control: ERR", "back-end: full", "told: the network has gone"),
