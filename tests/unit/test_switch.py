@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,6 +196,20 @@ def test_a_port_that_takes_nothing_loses_its_frames_after_a_while_and_only_it(jo
     assert got == sorted(got) and len(got) + a.server.dropped == total
     send(a, frame(B, A, b"later"))
     assert receive(b) == frame(B, A, b"later")
+
+
+def test_a_host_that_slept_has_not_made_its_ports_wait(join, monkeypatch):
+    a, b = join(), join()
+    learn((a, A), (b, B))
+    slept = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + slept, sleep=time.sleep)
+    monkeypatch.setattr(switchserver, "time", clock)
+    taken = fill(a, frame(B, A, b"", 1514))
+    slept = 100.0
+    time.sleep(0.25)
+    for _ in range(taken):
+        assert receive(b)
+    assert a.server.dropped == 0
 
 
 # --- Who serves it ---------------------------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ QUEUE = 256 << 10
 TURN = 64
 """Frames that are taken from a port before the others have their turn."""
 PATIENCE = 1.0
+GLANCE = 0.1
+"""Seconds between two looks while frames wait for a port, and what a longer time between them counts for, twice: the
+host may have slept, or not have let the ports run either."""
 FAREWELL = 0.2
 """Seconds in which what is under way is still delivered when the switch closes."""
 LOOK = 5
@@ -67,7 +70,7 @@ class SwitchServer:
         self._addresses: dict[bytes, Port] = {}
         self._waiting: set[Port] = set()  # those with a frame held, and those with more to be read at once
         self._busy: set[Port] = set()
-        self._now = 0.0
+        self._now = 0.0  # a clock that stands still while the host sleeps
         self._closing = False
         self._poll = select.poll()
         self._wake = EventFd()
@@ -97,14 +100,17 @@ class SwitchServer:
         self._poll.register(self._wake.fd, select.POLLIN)
         self._poll.register(self._listener, select.POLLIN)
         last: float | None = None
+        before = time.monotonic()
         try:
             while True:
                 happened = self._poll.poll(LOOK if last is not None else self._timeout())
-                self._now = time.monotonic()
+                now = time.monotonic()
+                self._now += min(now - before, 2 * GLANCE)
+                before = now
                 if last is None and self._closing:
-                    last = self._now + FAREWELL
+                    last = now + FAREWELL
                     self._poll.unregister(self._wake.fd)
-                elif last is not None and (self._now > last or not (happened or self._under_way())):
+                elif last is not None and (now > last or not (happened or self._under_way())):
                     return
                 self._serve(happened)
         finally:
@@ -119,10 +125,7 @@ class SwitchServer:
         """Milliseconds until there is something to be done without anything happening, or None."""
         if self._busy:
             return 0
-        if not self._waiting:
-            return None
-        since = min((port.since for port in self._ports.values() if _full(port)), default=self._now)
-        return max(0.0, since + PATIENCE - self._now) * 1000 + 1
+        return GLANCE * 1000 if self._waiting else None
 
     def _serve(self, happened: Iterable[tuple[int, int]]) -> None:
         busy, self._busy = self._busy, set()
