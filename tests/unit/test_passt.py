@@ -134,7 +134,9 @@ def wait_for_frame(passt, limit=5.0):
     return b""
 
 
-def test_a_missing_passt_is_named_with_its_package():
+def test_a_missing_passt_is_named_with_its_package(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PATH", f"{tmp_path}/file:{tmp_path}")
     before = descriptors()
     with pytest.raises(BackendError, match="needs passt-of-nowhere: apt install passt"):
         Passt(program="passt-of-nowhere")

@@ -93,9 +93,11 @@ class Passt:
             self._pid = os.posix_spawnp(
                 self._program, [self._program, *arguments], os.environ, file_actions=actions, setpgroup=0, setsigmask=()
             )
-        except FileNotFoundError:
-            raise BackendError(f"a user network needs {self._program}: apt install passt (Debian, Ubuntu)") from None
         except OSError as error:
+            # "Permission denied" may also come of a folder in PATH that this user may not look into.
+            if not any(os.path.exists(os.path.join(folder, self._program)) for folder in os.get_exec_path()):
+                missing = f"a user network needs {self._program}: apt install passt (Debian, Ubuntu)"
+                raise BackendError(missing) from None
             raise BackendError(f"a user network: cannot start {self._program}: {error.strerror}") from None
         finally:
             for fd in high:
