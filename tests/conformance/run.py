@@ -179,6 +179,9 @@ def main(words: list[str]) -> int:
         for must in musts()
         if not words or any(must.section.startswith(word) or word in must.key for word in words)
     ]
+    if not chosen:
+        print(f"no requirement has {' or '.join(words)} in its section or key", file=sys.stderr)
+        return 2
     if not wrong:
         os.chdir(ROOT)
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
