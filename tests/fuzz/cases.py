@@ -4,8 +4,8 @@ A case's bytes are records of RECORD bytes: the first decides on the device's se
 other one is an operation. So cutting, joining and repeating records makes sense of its own. In a record zeros mean the
 ordinary thing, and so does a record's end: what is spoilt is spoilt by large bytes.
 
-    ("bring up", dropped features, ring size[, queue, part, value])      the whole way from reset to DRIVER_OK
-    ("negotiate", dropped features)                up to FEATURES_OK
+    ("bring up", features done otherwise, ring size[, queue, part, value])      the whole way from reset to DRIVER_OK
+    ("negotiate", features done otherwise)                up to FEATURES_OK
     ("greet",)                                     what a good driver begins with, then
     ("set up", queue, ring size, part, value)      one queue; `part` ("" for none) gets `value` instead
     ("status", value) ("reset",) ("acknowledge",)
@@ -126,11 +126,24 @@ def decode(subject, data):
     polite = first.rarely(3)
     operations += [_OPERATIONS[draw.byte()](subject, draw) for draw in records[1:]]
     if polite:
-        operations = [_sound(operation) for operation in operations if operation[0] in _POLITE]
+        operations = [_sound(operation) for operation in operations if operation[0] in POLITE]
     return Case(subject.name, settings, operations)
 
 
-_POLITE = ("bring up", "greet", "chain", "host", "wait", "hold", "kick", "acknowledge", "flags", "used event", "read")
+POLITE = (
+    "bring up",
+    "greet",
+    "chain",
+    "host",
+    "wait",
+    "hold",
+    "kick",
+    "acknowledge",
+    "flags",
+    "used event",
+    "read",
+    "reset",
+)
 """What a driver does that keeps to the rules of the ring: the deeper states are reached with such."""
 
 
@@ -158,7 +171,7 @@ def _faults(draw):
 
 
 def _features(draw):
-    """Features that are not accepted, as bits."""
+    """Features of which the driver does not do what it should: accept those offered and no others; as bits."""
     dropped = 0
     if draw.rarely(3):
         dropped |= 1 << spec.F_RING_EVENT_IDX

@@ -236,4 +236,9 @@ class Ledger:
     @property
     def idle(self):
         """Whether the device has nothing of the driver's."""
-        return all(given.waiting == 0 and not given.chains for given in self._given.values())
+        return all(map(self.empty, self._given))
+
+    def empty(self, queue):
+        """Whether the device has nothing of the driver's in queue number `queue`."""
+        given = self._given.get(queue)
+        return given is None or (given.waiting == 0 and not given.chains)

@@ -15,7 +15,7 @@ from pyvmm.virtio import faults, queue
 from tests.fuzz.cases import Case
 from tests.fuzz.guard import RANGES, Fault
 from tests.fuzz.kinds import TRANSPORT, Kinds
-from tests.fuzz.session import Session
+from tests.fuzz.player import Player
 
 LIMIT = 5.0
 """Seconds that a case may take: a thousand times what it does."""
@@ -106,7 +106,7 @@ class Harness:
         with self._lines:
             subject = self.subject({key: value for key, value in case.settings.items() if key != "faults"}, self.kinds)
         rules = case.settings.get("faults", ())
-        session = Session(subject, self._memory, self.clock, self.kinds, self._lines, rules)
+        session = Player(subject, self._memory, self.clock, self.kinds, self._lines, rules)
         try:
             for operation in case.operations:
                 session.do(operation)
@@ -116,12 +116,11 @@ class Harness:
 
     def _recover(self, session):
         """After a reset the next driver is served as if nothing had been."""
-        session.subject.calm()
-        session.do(("hold", -1))
+        session.do_hold(-1)
         session.do(("reset",))
+        session.subject.calm()
         session.device.faults = None
         session.clock.now += 100.0
-        session.run()
         session.do(("bring up", 0, 16))
         if session.status != 15:
             raise Fault("recovery", f"the device cannot be brought up again: status {session.status}")

@@ -25,6 +25,7 @@ _REGISTERS = (
     (("read", 0xFFE, 4), ("read", 0xFFC, 4), ("write", 0x100, 4, 1), ("read", 0xF0, 4), ("read", 0, 1)),
     (("set up", 0, 16, "", 0), ("kick", 0)),
 )
+_LATER = ("wait", 60.0)
 
 
 def seeds(subject):
@@ -44,7 +45,7 @@ def seeds(subject):
     found += [_with(*operations) for operations in subject.seeds]
     for operations in found:
         for faults in ([], ["*:delay=1s"]):  # with a delay chains are in flight when the next thing happens
-            cases.append(Case(subject.name, {**subject.settings(Draw(b"")), "faults": faults}, operations))
+            cases.append(Case(subject.name, {**subject.settings(Draw(b"")), "faults": faults}, [*operations, _LATER]))
     return cases
 
 

@@ -22,6 +22,7 @@ class Subject:
     queues = 1
     writable_config: tuple[object, ...] = (0,)
     everything = True
+    ordered = True
     greeting: tuple[object, ...] = ()
     seeds: tuple[object, ...] = ()
     required: tuple[object, ...] = ()
@@ -29,7 +30,6 @@ class Subject:
     def __init__(self, settings, kinds):
         """Makes `device`."""
         self.kinds = kinds
-        self.ordered = True
         self.device = None
 
     # --- From bytes, by a `cases.Draw` --------------------------------------------------------------------------------
@@ -61,6 +61,10 @@ class Subject:
     def outcome(self, queue, request, written, answer):
         """What kind of answer the `request` has got, in a sound chain; "" if it does not count."""
         return ""
+
+    def prompt(self, queue):
+        """Whether requests in this queue are answered as soon as the data plane runs."""
+        return False
 
     def resync(self):
         """Requests that `outcome` was not told of may have been served: take the device's state as it is."""

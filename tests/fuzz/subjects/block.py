@@ -217,6 +217,9 @@ class Block(Subject):
                 for number in range(start, min(start + count, SECTORS)):
                     model[number] = bytes(512) if good and kind == spec.BLK_T_WRITE_ZEROES else None
 
+    def prompt(self, queue):
+        return True
+
     def calm(self):
         self._failing.fails = {}
 

@@ -40,6 +40,10 @@ class Console(Subject):
     )
     seeds = (
         (("chain", CONTROL_RECEIVE, (), (7,), "direct", (), True), ("greet",)),
+        (
+            ("greet",),
+            ("chain", CONTROL_TRANSMIT, (pack("<IHH", 7, spec.CONSOLE_PORT_OPEN, 1),), (), "direct", (), True),
+        ),
         (("greet",), ("chain", CONTROL_TRANSMIT, (b"short",), (), "direct", (), True)),
         (("greet",), ("host", "hold after", 1), ("chain", 1, (bytes(40000),), (), "direct", (), True)),
     )
@@ -122,10 +126,19 @@ class Console(Subject):
             self.kinds.add("output: held")
         return []
 
+    def prompt(self, queue):
+        multiport = bool(self.device.features >> spec.CONSOLE_F_MULTIPORT & 1)
+        if queue == CONTROL_TRANSMIT:
+            return multiport
+        port = self.ports[queue // 2 - 1 if queue > 1 else 0]
+        return bool(queue & 1) and not port.held and (queue == 1 or multiport)
+
     def outcome(self, queue, request, written, answer):
+        assert queue < 2 or self.device.features >> spec.CONSOLE_F_MULTIPORT & 1, "there is no such queue"
         if queue == CONTROL_TRANSMIT:
             return f"driver: {self._said(request)}"
         if queue == CONTROL_RECEIVE:
+            assert not written or written >= 8, "a message in part"
             event = int.from_bytes(answer[4:6], "little")
             return f"device: {TOLD[event] if written else 'no room for a message'}"
         if queue in RECEIVE:

@@ -81,6 +81,9 @@ class Engine(Subject):
             device.due = count
             device.ring(1)
 
+    def prompt(self, queue):
+        return queue == 0
+
     def outcome(self, queue, request, written, answer):
         assert answer[:written] == request[:written]
         if written == len(request):

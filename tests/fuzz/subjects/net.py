@@ -27,13 +27,13 @@ class Wire:
 
     def __init__(self, vnet_header, kinds):
         self.vnet_header = vnet_header
-        self.incoming, self.sent = [], []
+        self.incoming, self.handed, self.sent = [], [], []
         self.room = 1 << 30
         self.gone = False
         self._kinds = kinds
 
     def fileno(self):
-        return -1 if self.gone else FD
+        return FD
 
     def offloads(self, checksum, tso4, tso6, ecn):
         if self.gone:
@@ -41,7 +41,9 @@ class Wire:
 
     def receive(self):
         if self.incoming:
-            return memoryview(self.incoming.pop(0))
+            frame = self.incoming.pop(0)
+            self.handed.append(frame[12:] if self.vnet_header else frame)
+            return memoryview(frame)
         if self.gone:
             raise BackendError("gone")
         return None
@@ -66,9 +68,18 @@ class Net(Subject):
     queues = 3
     greeting = ((RECEIVE, (), (1526,)),) * 3
     seeds = (
+        (
+            asked(RECEIVE, b"", 1526),
+            ("set up", RECEIVE, 16, "", 0),
+            ("host", "frames", bytes(12), MAC + OTHER + bytes(88), 3),
+        ),
         (("greet",), asked(CONTROL, b"\0\0\0", 1), ("host", "frames", bytes(12), OTHER + MAC + bytes(46), 1)),
         (asked(RECEIVE, b"", 64), ("host", "frames", bytes(12), MAC + OTHER + bytes(88), 1), ("wait", 60.0)),
         (("host", "room", 0), asked(TRANSMIT, bytes(12) + OTHER + MAC + bytes(46), 0), ("host", "room", 9)),
+    )
+    seeds = (
+        *seeds,
+        (*(asked(RECEIVE, b"", 64),) * 5, ("host", "frames", bytes(12), MAC + OTHER + bytes(88), 3)),
     )
     required = (
         *(f"frames: {name}" for name in ("received", "transmitted", *VirtioNet.DROPS)),
@@ -87,6 +98,8 @@ class Net(Subject):
             report=lambda _: kinds.add("told: the network has gone"),
         )
         self._before = dict(self.device.counts)
+        self._left = 0  # buffers of the frame that has come in part
+        self._frame_so_far = b""
 
     def _count(self):
         for name, count in self.device.counts.items():
@@ -175,16 +188,39 @@ class Net(Subject):
             assert fd == FD
             seen = events & select.POLLIN if self.wire.incoming else 0
             seen |= events & select.POLLOUT if self.wire.room else 0
+            seen |= select.POLLHUP if self.wire.gone else 0
             if seen:
                 found.append((fd, seen))
         return found
+
+    def prompt(self, queue):
+        return queue == CONTROL or (queue == TRANSMIT and (self.wire.room > 0 or not self.device.link))
 
     def outcome(self, queue, request, written, answer):
         if queue == CONTROL and written:
             return "control: OK" if answer[0] == spec.NET_CTRL_OK else "control: ERR"
         if queue == TRANSMIT:
             assert not written
+        elif queue == RECEIVE and written and self.ordered:
+            self._received(answer[:written])
         return ""
+
+    def _received(self, data):
+        """A buffer of a frame: all of it must be one that the device was handed, and they come in order (5.1.6.4)."""
+        if not self._left:
+            self._left, self._frame_so_far = int.from_bytes(data[10:12], "little"), b""
+            assert self._left, "a frame in no buffer"
+        self._left -= 1
+        self._frame_so_far += data
+        if not self._left:
+            handed, frame = self.wire.handed, self._frame_so_far[12:]
+            while handed and handed[0] != frame:
+                del handed[0]  # dropped, or delivered when nobody could judge it
+            assert handed, f"a frame of {len(frame)} bytes that nobody sent"
+            del handed[0]
+
+    def resync(self):
+        self._left = 0
 
     def calm(self):
         self._count()

@@ -43,6 +43,9 @@ class Rng(Subject):
     def happen(self, what, mode):
         self._mode = mode
 
+    def prompt(self, queue):
+        return False  # it waits for its source, or for its rate
+
     def outcome(self, queue, request, written, answer):
         if not answer:
             return "request: no room"
