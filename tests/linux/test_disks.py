@@ -11,10 +11,11 @@ from tests.support.rootfs import Guest, build
 
 pytestmark = [pytest.mark.needs("kvm", "tiny-image", "mke2fs", "busybox"), pytest.mark.timeout(4 * LIMIT)]
 
+# What is written is the beginning of the root file system: the guest's own random numbers cost it seconds a megabyte.
 CYCLE = """
 step {name}-mkfs /sbin/mke2fs -q -t ext4 /dev/{name}
 step {name}-mount mount -t ext4 /dev/{name} /mnt
-step {name}-write dd if=/dev/urandom of=/mnt/file bs=64k count={count}
+step {name}-write dd if=/dev/vda of=/mnt/file bs=64k count={count}
 md5sum < /mnt/file > /tmp/sum
 step {name}-unmount umount /mnt
 step {name}-remount mount -t ext4 /dev/{name} /mnt
@@ -56,7 +57,7 @@ def blank(path, size):
     return path
 
 
-@pytest.mark.parametrize("mib", [1, pytest.param(64, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("mib", [1, pytest.param(32, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_raw_overlay_and_read_only_disks_side_by_side(tmp_path, mib):
     text = os.urandom(200_000)
     raw = blank(tmp_path / "raw.img", (mib + 15) << 20)
@@ -69,7 +70,7 @@ step fixed-mount mount -t ext4 -o ro /dev/vdd /mnt
 value fixed-sum $(md5sum < /mnt/text)
 step fixed-unmount umount /mnt
 step fixed-refuses sh -c '! dd if=/dev/zero of=/dev/vdd bs=4k count=1 conv=fsync'
-value serials $(cat /sys/block/vda/serial /sys/block/vdb/serial)
+value serials $(cat /sys/block/vda/serial) $(cat /sys/block/vdb/serial)
 """
     root = build(tmp_path, script, ["mke2fs", "e2fsck"])
     guest = Guest(
