@@ -212,8 +212,9 @@ class Ledger:
         new = (memory.read_u16(queue.device + 2) - given.seen) & 0xFFFF
         if not new:
             return []
-        if new > given.waiting:
-            raise Fault("used ring", f"queue {index}: {new} chains come back of {given.waiting} that were available")
+        most = max(given.waiting, given.times.total())  # the available index may have gone back meanwhile
+        if new > most:
+            raise Fault("used ring", f"queue {index}: {new} chains come back of {most} that were available")
         back = []
         for position in range(given.seen + max(0, new - queue.size), given.seen + new):
             element = queue.device + 4 + 8 * (position % queue.size)
@@ -226,10 +227,11 @@ class Ledger:
         for _, head, _ in back:
             given.times[head] -= 1
             if given.times[head] <= 0:
+                del given.times[head]
                 given.chains.pop(head, None)
                 given.rooms.pop(head, None)
         given.seen = (given.seen + new) & 0xFFFF
-        given.waiting -= new
+        given.waiting = max(0, given.waiting - new)
         self._due(queue, given.seen, new)
         return back
 

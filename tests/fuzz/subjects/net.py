@@ -68,6 +68,7 @@ class Net(Subject):
     queues = 3
     greeting = ((RECEIVE, (), (1526,)),) * 3
     seeds = (
+        (*(asked(RECEIVE, b"", 64),) * 5, ("host", "frames", bytes(12), MAC + OTHER + bytes(88), 3)),
         (
             asked(RECEIVE, b"", 1526),
             ("set up", RECEIVE, 16, "", 0),
@@ -76,10 +77,6 @@ class Net(Subject):
         (("greet",), asked(CONTROL, b"\0\0\0", 1), ("host", "frames", bytes(12), OTHER + MAC + bytes(46), 1)),
         (asked(RECEIVE, b"", 64), ("host", "frames", bytes(12), MAC + OTHER + bytes(88), 1), ("wait", 60.0)),
         (("host", "room", 0), asked(TRANSMIT, bytes(12) + OTHER + MAC + bytes(46), 0), ("host", "room", 9)),
-    )
-    seeds = (
-        *seeds,
-        (*(asked(RECEIVE, b"", 64),) * 5, ("host", "frames", bytes(12), MAC + OTHER + bytes(88), 3)),
     )
     required = (
         *(f"frames: {name}" for name in ("received", "transmitted", *VirtioNet.DROPS)),
