@@ -12,7 +12,6 @@ Making a VM checks its configuration and touches nothing. What starting it opens
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 
@@ -21,6 +20,7 @@ from pyvmm.backends.capture import CaptureConsole
 from pyvmm.boot import LoadedKernel, Surroundings, load
 from pyvmm.boot.commandline import console_device
 from pyvmm.config import VmConfig
+from pyvmm.consolelink import ConsoleLink
 from pyvmm.debug.diagnosis import Diagnosis
 from pyvmm.errors import (
     STATUS_TIME_LIMIT,
@@ -54,13 +54,6 @@ if TYPE_CHECKING:
     from pyvmm.runloop import Repair
     from pyvmm.virtio.faults import FaultPlan
 
-    class Holder(Protocol):
-        """What stops writing to the console, and goes on."""
-
-        def hold(self) -> None: ...
-
-        def release(self) -> None: ...
-
     class Console(Protocol):
         """What the VM asks of a console back-end; see `pyvmm.backends`."""
 
@@ -77,7 +70,6 @@ if TYPE_CHECKING:
 
 REPORTED = ("crash", "time-limit", "stuck", "panic")
 """Outcomes that deserve a crash report."""
-STATUS_SIGPIPE = 128 + 13
 
 
 class VM:
@@ -207,8 +199,8 @@ class VM:
         self.console.start(self._console_link())
         self._started_at = time.monotonic()
         if self.config.switch_interval is not None:
-            switch_interval.lower(self.config.switch_interval)
-            self._host_closers.append(switch_interval.restore)
+            threads.switch_interval.lower(self.config.switch_interval)
+            self._host_closers.append(threads.switch_interval.restore)
         self._control.steer(self._vcpus)
         self._announce("paused" if self._paused else "running")
         if self._virtio is not None:
@@ -436,45 +428,6 @@ class Still:
         self._control.release()
 
 
-class ConsoleLink:
-    """The VM as its console back-end sees it. Every method may be called from any thread."""
-
-    __slots__ = ("_control", "_held", "receive")
-
-    def __init__(self, receive: Callable[[bytes], int], control: Control) -> None:
-        """receive(data) gives the guest input and returns how many bytes it took.
-
-        `input_ready()` of the console is called when it can take more.
-        """
-        self.receive = receive
-        self._control = control
-        self._held: list[Holder] = [control]
-
-    def also_holds(self, holder: Holder) -> None:
-        """Let `hold()` and `release()` reach `holder` too."""
-        self._held.append(holder)
-
-    def hold(self) -> None:
-        """Nothing more can be written for now."""
-        for holder in self._held:
-            holder.hold()
-
-    def release(self) -> None:
-        """Writing goes on."""
-        for holder in self._held:
-            holder.release()
-
-    @property
-    def over(self) -> bool:
-        """The run has ended: no more output will come."""
-        return self._control.over
-
-    def broken(self, errno: int) -> None:
-        """Nobody reads the output any more: end the run as SIGPIPE would have ended the process."""
-        detail = f"the console's output is closed: {os.strerror(errno)}"
-        self._control.end(Outcome("signal", STATUS_SIGPIPE, detail))
-
-
 class Stats:
     """Counters of a VM at one moment.
 
@@ -503,33 +456,4 @@ class Stats:
         return f"Stats(exits={self.exits}, unclaimed={self.unclaimed}, seconds={self.seconds:.3f})"
 
 
-class SwitchInterval:
-    """The interpreter's thread switch interval, lowered while any VM runs in this process.
-
-    At the default of 5 ms a vCPU thread waits milliseconds for the GIL whenever another Python thread is busy.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._before = 0.0
-
-    def lower(self, seconds: float) -> None:
-        """Count one user in; the first one lowers the interval, unless it is lower already."""
-        with self._lock:
-            if self._users == 0:
-                self._before = sys.getswitchinterval()
-                sys.setswitchinterval(min(seconds, self._before))
-            self._users += 1
-
-    def restore(self) -> None:
-        """Count one user out; the last one puts the interval back."""
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                sys.setswitchinterval(self._before)
-
-
-switch_interval = SwitchInterval()
-
-__all__ = ["VM", "ConsoleLink", "Outcome", "PyvmmError", "Stats", "VcpuStuckError"]
+__all__ = ["VM", "Outcome", "PyvmmError", "Stats", "VcpuStuckError"]
