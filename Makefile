@@ -31,7 +31,7 @@ help:
 	@echo "make test-unit  the tests that need neither KVM nor any tool but Python and gcc"
 	@echo "make soak       the long counts: thousands of VMs, random kills, sanitizers"
 	@echo "make conformance  what the virtio standard demands, its tests, and a mutant of the device for each"
-	@echo "make fuzz       random drivers against every virtio device, until interrupted"
+	@echo "make fuzz         random drivers against every virtio device, until interrupted"
 	@echo "make lint       ruff, mypy --strict, the layers"
 	@echo "make bench      measure, print a table, write JSON and a plot"
 	@echo "make images     build every small guest and Linux image into the cache"
@@ -69,7 +69,7 @@ conformance:
 fuzz:
 	@scripts/tools.sh build
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
-	@$(VENV)/bin/python -m tests.fuzz $(ARGS)
+	@$(VENV)/bin/python -m tests.fuzz $(or $(ARGS),--seconds inf --seed $$(date +%s))
 
 lint:
 	@scripts/tools.sh build

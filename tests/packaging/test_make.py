@@ -65,7 +65,7 @@ def stand_in(folder: Path, name: str, script: str) -> None:
 
 def test_help_names_every_target() -> None:
     result = run("make", "-s", cwd=ROOT)
-    for target in ("demo", "test", "test-unit", "soak", "lint", "bench", "images", "clean"):
+    for target in ("demo", "test", "test-unit", "soak", "conformance", "fuzz", "lint", "bench", "images", "clean"):
         assert f"make {target} " in result.stdout
         assert run("make", "-n", target, cwd=ROOT).returncode == 0
 
