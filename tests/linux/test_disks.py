@@ -57,7 +57,7 @@ def blank(path, size):
     return path
 
 
-@pytest.mark.parametrize("mib", [1, pytest.param(32, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("mib", [1, pytest.param(16, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_raw_overlay_and_read_only_disks_side_by_side(tmp_path, mib):
     text = os.urandom(200_000)
     raw = blank(tmp_path / "raw.img", (mib + 15) << 20)

@@ -19,7 +19,7 @@ value results $(grep '^3;' /tmp/out | cut -d';' -f3,5,6,47)
 """
 
 
-@pytest.mark.parametrize("kib", [128, pytest.param(8192, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("kib", [128, pytest.param(4096, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_what_fio_writes_at_random_and_in_order_it_reads_back(tmp_path, kib):
     root = build(tmp_path, SCRIPT.format(random=kib, sequential=4 * kib), ["fio"], size="192M")
     disk = tmp_path / "disk.img"

@@ -16,7 +16,7 @@ from tests.support.rootfs import Guest, build
 
 pytestmark = [pytest.mark.needs("kvm", "tiny-image", "mke2fs", "busybox"), pytest.mark.timeout(4 * LIMIT)]
 
-SIZES = [300_000, pytest.param(20_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+SIZES = [300_000, pytest.param(5_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
 
 
 def limit(size):
