@@ -59,7 +59,7 @@ def _mapping(line):
         if name and name[0] != "[heap]"
         else ("anonymous",)
         if end - start < 1 << 26
-        else (mode, end - start)
+        else (mode, f"{end - start} bytes")
     )
 
 
