@@ -7,6 +7,7 @@ Imports errors alone. An interrupt is a level or an edge by declaration, never b
 from __future__ import annotations
 
 import os
+from threading import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +66,46 @@ class IrqLine:
         if asserted != self.asserted:
             self.asserted = asserted
             self._deliver(asserted)
+
+
+class SharedLine:
+    """A level-triggered line that several devices share, asserted while any of them asserts it (PCI 3.0, 2.2.6)."""
+
+    __slots__ = ("_asserted", "_deliver", "_lock")
+
+    def __init__(self, deliver: Callable[[bool], None]) -> None:
+        """`deliver(asserted)` carries each change to the interrupt controller; one at a time, in order."""
+        self._deliver = deliver
+        self._lock = Lock()  # a leaf
+        self._asserted = 0
+
+    def source(self) -> IrqLine:
+        """One more device's end of the line. Unlike others it may be set from any thread."""
+        return _Source(self)
+
+    def set_source(self, source: IrqLine, asserted: bool) -> None:
+        """What `source` does when it is set."""
+        with self._lock:
+            if asserted == source.asserted:
+                return
+            source.asserted = asserted
+            before, self._asserted = self._asserted, self._asserted + (1 if asserted else -1)
+            if not before or not self._asserted:
+                self._deliver(asserted)
+
+
+class _Source(IrqLine):
+    """One of the ends of a SharedLine."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self, line: SharedLine) -> None:
+        super().__init__(lambda asserted: None)
+        self._line = line
+
+    def set(self, asserted: bool) -> None:
+        """Raise or lower the line as far as this device goes. Any thread."""
+        self._line.set_source(self, asserted)
 
 
 class EdgeLine:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import sys
+import threading
 
 import pytest
 
-from pyvmm.events import EdgeLine, EventFd, IrqLine
+from pyvmm.events import EdgeLine, EventFd, IrqLine, SharedLine
 
 
 @pytest.fixture
@@ -64,3 +66,53 @@ def test_every_pulse_is_delivered():
     line.pulse()
     line.pulse()
     assert seen == ["edge", "edge"]
+
+
+def test_a_shared_line_is_asserted_while_any_source_asserts_it():
+    seen = []
+    line = SharedLine(seen.append)
+    one, two = line.source(), line.source()
+    for source, asserted in (
+        (one, False),
+        (one, True),
+        (two, True),
+        (one, True),
+        (one, False),
+        (two, False),
+        (two, False),
+    ):
+        source.set(asserted)
+        assert source.asserted == asserted
+    assert seen == [True, False]
+    two.set(True)
+    assert seen == [True, False, True]
+
+
+def test_threads_that_share_a_line_leave_it_as_the_last_of_them_does():
+    """Also where two threads race with one source: it counts once, and deliveries come in turn and in order."""
+    seen = []
+    line = SharedLine(seen.append)
+    shared = line.source()
+    barrier = threading.Barrier(4)
+
+    def toggle():
+        own = line.source()
+        barrier.wait()
+        for _ in range(300):
+            for source in (own, shared):
+                source.set(True)
+                source.set(False)
+
+    threads = [threading.Thread(target=toggle) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert seen == [True, False] * (len(seen) // 2), "levels alternate, and the last is low"
+    shared.set(True)
+    assert seen[-1] is True
