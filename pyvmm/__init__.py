@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         UsageError,
         VcpuStuckError,
     )
-    from pyvmm.hardware import Disk, Net, Port, Rng
+    from pyvmm.hardware import Balloon, Disk, Net, Port, Rng, Share, Vsock
     from pyvmm.runloop import Outcome
     from pyvmm.vm import VM
 
@@ -36,6 +36,9 @@ __all__ = [
     "Net",
     "Port",
     "Rng",
+    "Share",
+    "Vsock",
+    "Balloon",
     "Outcome",
     "PyvmmError",
     "UsageError",
@@ -53,7 +56,7 @@ __all__ = [
 ]
 
 _HOMES = {"VM": "pyvmm.vm", "VmConfig": "pyvmm.config", "Outcome": "pyvmm.runloop"}
-_HOMES |= dict.fromkeys(("Disk", "Net", "Port", "Rng"), "pyvmm.hardware")
+_HOMES |= dict.fromkeys(("Balloon", "Disk", "Net", "Port", "Rng", "Share", "Vsock"), "pyvmm.hardware")
 """Where a public name is to be found; every other one is an exception, in `pyvmm.errors`."""
 
 

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyvmm.hardware import Port, Rng
+    from pyvmm.hardware import Balloon, Port, Rng, Share, Vsock
 
 _SIZE_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -24,6 +24,7 @@ _TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 KERNEL_FORMATS = ("auto", "flat", "elf", "multiboot", "pvh", "linux", "bzimage")
 KERNEL_ENTRIES = ("auto", "bzimage", "payload")
 ON_PANIC = ("exit", "wait", "pause")
+TRANSPORTS = ("auto", "mmio", "pci")
 FAIL_ON = ("oops", "warn")
 FLAT_MODES = ("real", "protected", "long")
 MAX_CPUS = 255
@@ -112,6 +113,11 @@ class VmConfig:
     net              a `pyvmm.Net`, several of them, or None
     ports            `pyvmm.Port`s of the virtio console
     rng              a `pyvmm.Rng`, or None
+    shares           `pyvmm.Share`s
+    vsock            a `pyvmm.Vsock`, or None
+    balloon          a `pyvmm.Balloon`, or None
+    transport        how the guest finds its virtio devices, one of TRANSPORTS: "auto" is what its kernel can use
+    name             what other programs call the VM while it runs, or "": they do not learn of it
     faults           rules of faults on purpose, as `--fault` has them
     fault_seed       what decides on which requests they fall, where a rule has a rate
     switch_interval  seconds for sys.setswitchinterval() while VMs run, or None to leave it alone
@@ -121,6 +127,7 @@ class VmConfig:
 
     __slots__ = (
         "append",
+        "balloon",
         "cpu",
         "cpus",
         "disks",
@@ -136,15 +143,19 @@ class VmConfig:
         "load_addr",
         "mem",
         "memory_backing",
+        "name",
         "nets",
         "on_panic",
         "ports",
         "rng",
+        "shares",
         "stuck",
         "stuck_at_boot",
         "switch_interval",
         "symbols",
         "timeout",
+        "transport",
+        "vsock",
     )
 
     def __init__(
@@ -172,6 +183,11 @@ class VmConfig:
         net: Net | Sequence[Net] | None = None,
         ports: Sequence[Port] = (),
         rng: Rng | None = None,
+        shares: Sequence[Share] = (),
+        vsock: Vsock | None = None,
+        balloon: Balloon | None = None,
+        transport: str = "auto",
+        name: str = "",
         faults: Sequence[str] = (),
         fault_seed: int = 0,
         switch_interval: float | None = 50e-6,
@@ -198,6 +214,11 @@ class VmConfig:
         self.nets = () if net is None else (net,) if isinstance(net, Net) else tuple(net)
         self.ports = tuple(ports)
         self.rng = rng
+        self.shares = tuple(shares)
+        self.vsock = vsock
+        self.balloon = balloon
+        self.transport = _one_of("transport", transport, TRANSPORTS)
+        self.name = name
         self.faults = tuple(faults)
         self.fault_seed = fault_seed
         self.switch_interval = switch_interval
@@ -217,6 +238,11 @@ class VmConfig:
             raise UsageError(f"load address {self.load_addr}: expected 0 or more")
         if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT:
             raise UsageError(f"time limit of {self.timeout:g} s: expected more than 0, at most {MAX_TIMEOUT:g}")
+        tags = [share.tag for share in self.shares]
+        if len(set(tags)) < len(tags):
+            raise UsageError(f"two shares are called {max(tags, key=tags.count)!r}")
+        if self.balloon is not None and self.balloon.size > self.mem:
+            raise UsageError(f"a balloon of {format_size(self.balloon.size)} in {format_size(self.mem)} of memory")
         for name, seconds in (("stuck", self.stuck), ("stuck_at_boot", self.stuck_at_boot)):
             if seconds is not None and seconds <= 0:
                 raise UsageError(f"{name} of {seconds} s: expected more than 0")

@@ -1,4 +1,4 @@
-"""What can be attached to a VM: disks, networks, ports, a source of random numbers. Plain data, checked when made.
+"""What can be attached to a VM: disks, networks, shares, ports and more. Plain data, checked when made.
 
 Imports errors alone. Nothing is opened for any of these before the VM starts; what each becomes is `attach`.
 """
@@ -21,6 +21,10 @@ MAX_QUEUES = 16
 MIN_MTU, MAX_MTU = 68, 65535
 """An IPv4 link carries 68 bytes at least (RFC 791, 3.2); the field has 16 bits (virtio 1.3, 5.1.4)."""
 MAC_LENGTH = 6
+MAX_TAG = 31
+"""Bytes of a share's name. Any 16-bit length would do for the device; Linux's mount(8) and sysfs like short ones."""
+MIN_CID, MAX_CID = 3, 0xFFFFFFFE
+"""Context identifiers that a guest may have: 0 to 2 and 0xffffffff are taken (virtio 1.3, 5.10.4)."""
 
 
 class Disk:
@@ -152,6 +156,60 @@ class Rng:
         self.rate = rate
         if rate is not None and rate < 1:
             raise UsageError(f"random numbers at {rate} bytes a second (expected 1 or more)")
+
+
+class Share:
+    """A directory of the host's that the guest mounts by 9p: `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`.
+
+    path       the directory; the guest never gets out of it
+    tag        by what name the guest finds it, up to 31 characters of ASCII
+    readonly   the guest may not change anything
+    """
+
+    __slots__ = ("path", "readonly", "tag")
+
+    def __init__(self, path: str | os.PathLike[str], tag: str, *, readonly: bool = False) -> None:
+        self.path = os.fspath(path)
+        self.tag = tag
+        self.readonly = readonly
+        if not self.path:
+            raise UsageError("a share needs a directory")
+        if not tag or not tag.isprintable() or not tag.isascii() or len(tag) > MAX_TAG:
+            raise UsageError(f"share tag {tag!r} (expected up to {MAX_TAG} characters of ASCII)")
+
+
+class Vsock:
+    """Stream sockets between guest and host without a network.
+
+    path   a unix socket: who connects to it and sends "CONNECT PORT" reaches that port of the guest; what the guest
+           connects to, port N of the host (CID 2), is the unix socket "PATH_N"
+    cid    the guest's own address, 3 to 4294967294
+    """
+
+    __slots__ = ("cid", "path")
+
+    def __init__(self, path: str | os.PathLike[str], *, cid: int = MIN_CID) -> None:
+        self.path = os.fspath(path)
+        self.cid = cid
+        if not self.path:
+            raise UsageError("a vsock needs the path of a unix socket")
+        if not MIN_CID <= cid <= MAX_CID:
+            raise UsageError(f"CID {cid} (expected {MIN_CID} to {MAX_CID})")
+
+
+class Balloon:
+    """A balloon in the guest's memory: what it holds the guest does not use and the host has back.
+
+    `size` is how much it shall hold at first, in bytes; `VM.balloon` changes that later. The guest gets memory back
+    when it runs out of it, and reports pages that it has freed, which the host then has back as well.
+    """
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+        if size < 0:
+            raise UsageError(f"a balloon of {size} bytes (expected 0 or more)")
 
 
 def _one_of(what: str, value: str, choices: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ Imports nothing. All numbers are guest-physical addresses and byte lengths.
     0x0010_0000  flat image in protected and long mode; where ELF kernels usually load themselves
     0xc000_0000  end of low RAM: the 32-bit hole, devices and interrupt controllers
     0xd000_0000  virtio-mmio transports, a page each
+    0xe000_0000  PCI's window for memory BARs
     0x1_0000_0000  RAM again
 """
 
@@ -77,6 +78,15 @@ VIRTIO_GSIS = (5, 6, 7, 10, 11, 3, 14, 15, 12, 13)
 the ones last that a PC's mouse and coprocessor would have. A command line can announce no others: without ACPI a
 kernel knows just the 16 of ISA, as edges (MP specification 1.4, 4.3.4)."""
 VIRTIO_HIGH_GSIS = tuple(range(16, 24))
+PCI_WINDOW = 0xE0000000
+PCI_WINDOW_END = 0xFEC00000
+"""Where memory BARs may be; they begin as firmware would leave them, one device after the other from PCI_WINDOW on."""
+PCI_BARS = 0x10000
+"""What is set aside there for the BARs of one device."""
+PCI_DEVICES = 31
+"""A bus has 32 devices (PCI 3.0, 3.2.2.3.2), and the host bridge is the first."""
+PCI_GSIS = (16, 17, 18, 19)
+"""INTx of PCI, levels: the pins that virtio-mmio, which is not there beside PCI, would take as edges."""
 IOAPIC = 0xFEC00000
 """Where KVM's in-kernel IOAPIC answers (Intel 82093AA data sheet, 3.0)."""
 LAPIC = 0xFEE00000
@@ -116,6 +126,11 @@ ACPI_S5_SLEEP_TYPE = 5
 """SLP_TYP for soft-off; any value that DSDT and device agree on."""
 SCI_IRQ = 9
 """ACPI's interrupt, the PC's usual one: a level."""
+
+
+def pci_gsi(device: int, pin: int = 0) -> int:
+    """The GSI of interrupt pin `pin` (0 is INTA#) of `device`: they take turns (PCI 3.0, 2.2.6)."""
+    return PCI_GSIS[(device + pin) % len(PCI_GSIS)]
 
 
 def ram_ranges(size: int) -> list[tuple[int, int]]:

@@ -19,15 +19,20 @@ HVC = "hvc0"
 
 
 class Slot:
-    """Where device number `number` of its `kind` is found: registers at `gpa`, interrupt `gsi`."""
+    """Where device number `number` of its `kind` is found: registers at `gpa`, interrupt `gsi`.
 
-    __slots__ = ("gpa", "gsi", "kind", "number")
+    With the PCI transport it is function 0 of `device` on bus 0, `gpa` is where its first BAR points to at first, and
+    `gsi` its INTx; else `device` is None.
+    """
 
-    def __init__(self, kind: str, number: int, gpa: int, gsi: int) -> None:
+    __slots__ = ("device", "gpa", "gsi", "kind", "number")
+
+    def __init__(self, kind: str, number: int, gpa: int, gsi: int, device: int | None = None) -> None:
         self.kind = kind
         self.number = number
         self.gpa = gpa
         self.gsi = gsi
+        self.device = device
 
     @property
     def name(self) -> str:
@@ -40,16 +45,59 @@ class Slot:
         return f"virtio_mmio.device={layout.VIRTIO_MMIO_SIZE >> 10}K@{self.gpa:#x}:{self.gsi}"
 
 
-def slots(config: VmConfig) -> list[Slot]:
-    """The slots of all devices that `config` asks for. Raises UsageError for more than there are interrupts."""
-    wanted = [("blk", number) for number in range(len(config.disks))]
-    wanted += [("net", number) for number in range(len(config.nets))]
+def wanted(config: VmConfig) -> list[tuple[str, int]]:
+    """The devices that `config` asks for, each a kind and its number."""
+    found = [("blk", number) for number in range(len(config.disks))]
+    found += [("net", number) for number in range(len(config.nets))]
     if config.ports or console_device(config.append) == HVC:
-        wanted.append(("console", 0))
+        found.append(("console", 0))
     if config.rng is not None:
-        wanted.append(("rng", 0))
-    gsis = layout.VIRTIO_GSIS + (() if without_acpi(config.append) else layout.VIRTIO_HIGH_GSIS)
-    if len(wanted) > len(gsis):
-        raise UsageError(f"{len(wanted)} virtio devices: this machine has interrupts for {len(gsis)}")
+        found.append(("rng", 0))
+    found += [("9p", number) for number in range(len(config.shares))]
+    if config.vsock is not None:
+        found.append(("vsock", 0))
+    if config.balloon is not None:
+        found.append(("balloon", 0))
+    return found
+
+
+def slots(config: VmConfig, transport: str = "mmio") -> list[Slot]:
+    """The slots of all devices that `config` asks for. Raises UsageError for more than there is room for."""
+    found = wanted(config)
+    if transport == "pci":
+        if len(found) > layout.PCI_DEVICES:
+            raise UsageError(f"{len(found)} virtio devices: a PCI bus has room for {layout.PCI_DEVICES}")
+        return [
+            Slot(*which, layout.PCI_WINDOW + layout.PCI_BARS * at, layout.pci_gsi(at + 1), at + 1)
+            for at, which in enumerate(found)
+        ]
+    gsis = _mmio_gsis(config)
+    if len(found) > len(gsis):
+        raise UsageError(
+            f"{len(found)} virtio devices: there are interrupts for {len(gsis)} (--transport pci has room for more)"
+        )
     size = layout.VIRTIO_MMIO_SIZE
-    return [Slot(*which, layout.VIRTIO_MMIO + size * at, gsis[at]) for at, which in enumerate(wanted)]
+    return [Slot(*which, layout.VIRTIO_MMIO + size * at, gsis[at]) for at, which in enumerate(found)]
+
+
+def _mmio_gsis(config: VmConfig) -> tuple[int, ...]:
+    return layout.VIRTIO_GSIS + (() if without_acpi(config.append) else layout.VIRTIO_HIGH_GSIS)
+
+
+def choose_transport(config: VmConfig) -> str:
+    """What "auto" means for `config`: "mmio" or "pci".
+
+    MMIO is quicker to find. PCI is what every stock kernel has, and the transport for more devices than there are
+    interrupts. So a Linux kernel gets MMIO if the driver for it is built in, and what is no Linux gets it because it
+    has no configuration space to search. Whether a compressed kernel has the driver cannot be seen: PCI.
+    """
+    if config.transport != "auto":
+        return config.transport
+    found = wanted(config)
+    if not found:
+        return "mmio"
+    if len(found) > len(_mmio_gsis(config)):
+        return "pci"
+    from pyvmm.boot.driver import has_virtio_mmio
+
+    return "mmio" if has_virtio_mmio(config.kernel, config.kernel_format) else "pci"

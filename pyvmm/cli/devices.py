@@ -9,7 +9,7 @@ from __future__ import annotations
 from pyvmm.cli.options import split_commas
 from pyvmm.config import LONGEST_NUMBER, parse_size
 from pyvmm.errors import UsageError
-from pyvmm.hardware import Disk, Net, Port, Rng
+from pyvmm.hardware import Balloon, Disk, Net, Port, Rng, Share, Vsock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,6 +73,26 @@ def parse_port(text: str) -> Port:
 def parse_rng(text: str) -> Rng:
     """Bytes a second, with K, M or G. Raises UsageError."""
     return Rng(_number(text) if text.isdigit() else parse_size(text))
+
+
+def parse_share(text: str) -> Share:
+    """DIR,tag=T[,ro]. Raises UsageError."""
+    path, *parts = split_commas(text)
+    found = _sub_options(parts, {"tag": str, "ro": FLAG})
+    if "tag" not in found:
+        raise UsageError(f"{text!r} (expected DIR,tag=NAME: by what name the guest mounts it)")
+    return Share(path, found["tag"], readonly="ro" in found)
+
+
+def parse_vsock(text: str) -> Vsock:
+    """PATH[,cid=N]. Raises UsageError."""
+    path, *parts = split_commas(text)
+    return Vsock(path, **_sub_options(parts, {"cid": _number}))
+
+
+def parse_balloon(text: str) -> Balloon:
+    """How much it holds at first. Raises UsageError."""
+    return Balloon(parse_size(text))
 
 
 def parse_fault(text: str) -> str:

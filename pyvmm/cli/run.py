@@ -12,8 +12,9 @@ import time
 
 from pyvmm.cli import ending
 from pyvmm.cli.memorylimit import memory_limit
-from pyvmm.cli.options import RUN, describe, parse
+from pyvmm.cli.options import describe, parse
 from pyvmm.cli.progress import LEVELS, log
+from pyvmm.cli.runoptions import RUN
 from pyvmm.cli.signals import Signals
 from pyvmm.config import format_size
 from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, UsageError, VcpuStuckError
@@ -52,10 +53,13 @@ SETTINGS = (
     "kernel-format",
     "load-addr",
     "mem",
+    "name",
     "on-panic",
     "stuck",
     "symbols",
     "timeout",
+    "transport",
+    "vsock",
 )
 """The options that are VmConfig's, by the same names."""
 
@@ -287,6 +291,7 @@ def make_config(arguments: Arguments) -> VmConfig:
     values: dict[str, Any] = arguments.values
     settings["disks"] = values.get("disk", ())
     settings["ports"] = values.get("port", ())
+    settings["shares"] = values.get("share", ())
     settings["faults"] = values.get("fault", ())
     settings["fault_seed"] = values.get("fault-seed", 0)
     if "net" in values or "publish" in values:
@@ -297,6 +302,10 @@ def make_config(arguments: Arguments) -> VmConfig:
         from pyvmm.hardware import Rng
 
         settings["rng"] = Rng() if values["rng"] is True else values["rng"]
+    if "balloon" in values:
+        from pyvmm.hardware import Balloon
+
+        settings["balloon"] = Balloon() if values["balloon"] is True else values["balloon"]
     if not arguments.positional:
         kernel, initrd = _default_image()
         settings.setdefault("initrd", initrd)

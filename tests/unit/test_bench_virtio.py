@@ -8,8 +8,9 @@ import pytest
 
 from bench import virtio
 from bench.virtio import BLOCK, CONSOLE, NET, TESTS, Pyvmm, Qemu, Result, Samples, announcement, needed
-from pyvmm.cli.options import RUN, parse
+from pyvmm.cli.options import parse
 from pyvmm.cli.run import make_config
+from pyvmm.cli.runoptions import RUN
 from pyvmm.slots import slots
 
 KHZ = 2_000_000

@@ -14,8 +14,9 @@ import pytest
 import pyvmm as package
 from pyvmm.cli.ending import ReportFile
 from pyvmm.cli.main import VERBS
-from pyvmm.cli.options import RUN, parse
+from pyvmm.cli.options import parse
 from pyvmm.cli.run import make_config
+from pyvmm.cli.runoptions import RUN
 from tests.support.cli import LIMIT, environment, pyvmm
 
 

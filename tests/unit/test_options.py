@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pyvmm.cli.options import FLAG, OPTIONAL, RUN, VALUE, Option, describe, parse, split_commas
+from pyvmm.cli.options import FLAG, OPTIONAL, VALUE, Option, describe, parse, split_commas
+from pyvmm.cli.runoptions import RUN
 from pyvmm.config import VmConfig
 from pyvmm.errors import UsageError
 from tests.support.cli import ROOT
@@ -107,7 +108,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 PLAIN = WORDS.filter(lambda word: not word.startswith("-") or word == "-")
 
 
-DEVICES = ("disk", "net", "publish", "port", "rng", "fault")
+DEVICES = ("disk", "net", "publish", "port", "rng", "fault", "share", "vsock", "balloon")
 """Options whose values are read by functions with tests of their own (test_slots.py)."""
 
 
@@ -130,6 +131,7 @@ def occurrences(draw: st.DrawFn) -> tuple[list[str], str, object]:
             "flat-mode": st.sampled_from(["real", "protected", "long"]),
             "load-addr": st.integers(0, 1 << 52).map(hex),
             "fault-seed": st.integers(0, 1 << 70).map(str),
+            "transport": st.sampled_from(["auto", "mmio", "pci"]),
             "console": st.just("file:a,,b"),
             "escape": st.sampled_from(["^A", "^]", "none", "x"]),
             "timeout": st.integers(1, 10**6).map(lambda ms: f"{ms}ms"),

@@ -6,11 +6,22 @@ from pyvmm import layout
 from pyvmm.boot import Surroundings, commandline
 from pyvmm.boot.acpi.dsdt import dsdt
 from pyvmm.boot.mptable import configuration_table
-from pyvmm.cli.devices import networks, parse_disk, parse_net, parse_port, parse_publish, parse_rng
+from pyvmm.cli.devices import (
+    networks,
+    parse_balloon,
+    parse_disk,
+    parse_net,
+    parse_port,
+    parse_publish,
+    parse_rng,
+    parse_share,
+    parse_vsock,
+)
 from pyvmm.config import VmConfig
 from pyvmm.errors import UsageError
-from pyvmm.hardware import Disk, Net, Port, Rng
-from pyvmm.slots import slots
+from pyvmm.hardware import Balloon, Disk, Net, Port, Rng, Share, Vsock
+from pyvmm.slots import choose_transport, slots
+from tests.support.bzimagebuild import bzimage, vmlinux
 
 
 def config(**settings):
@@ -35,10 +46,42 @@ def test_no_interrupt_is_anybody_elses():
 
 def test_there_are_as_many_devices_as_interrupts_that_the_kernel_can_be_told_of():
     assert len(slots(config(disks=["d"] * 18))) == 18
-    with pytest.raises(UsageError, match="19 virtio devices: this machine has interrupts for 18"):
+    with pytest.raises(UsageError, match="19 virtio devices: there are interrupts for 18"):
         slots(config(disks=["d"] * 19))
     with pytest.raises(UsageError, match="interrupts for 10"):
         slots(config(disks=["d"] * 11, append="acpi=off"))
+
+
+def test_on_pci_every_device_has_a_place_on_the_bus_and_in_the_window():
+    found = slots(config(disks=["d"] * 31), "pci")
+    assert [slot.device for slot in found] == list(range(1, 32))
+    assert len({slot.gpa for slot in found}) == 31
+    assert all(layout.PCI_WINDOW <= slot.gpa <= layout.PCI_WINDOW_END - layout.PCI_BARS for slot in found)
+    assert {slot.gsi for slot in found} == set(layout.PCI_GSIS)
+    with pytest.raises(UsageError, match="32 virtio devices: a PCI bus has room for 31"):
+        slots(config(disks=["d"] * 32), "pci")
+
+
+def test_all_kinds_of_devices_have_slots():
+    found = slots(config(shares=[Share("/", "a"), Share("/", "b")], vsock=Vsock("v"), balloon=Balloon()))
+    assert [slot.name for slot in found] == ["9p0", "9p1", "vsock0", "balloon0"]
+
+
+def test_the_transport_is_what_the_kernel_can_use(tmp_path):
+    linux = tmp_path / "vmlinux"
+    linux.write_bytes(vmlinux())
+    bare = {"kernel": linux, "disks": ["d"]}
+    assert choose_transport(VmConfig(**bare)) == "pci"
+    linux.write_bytes(vmlinux() + b"virtio-mmio\0")
+    assert choose_transport(VmConfig(**bare)) == "mmio"
+    assert choose_transport(VmConfig(**bare, transport="pci")) == "pci"
+    assert choose_transport(VmConfig(linux, disks=["d"] * 20)) == "pci"
+    linux.write_bytes(bzimage())
+    assert choose_transport(VmConfig(**bare)) == "pci"
+    assert choose_transport(VmConfig(linux)) == "mmio"
+    linux.write_bytes(b"\xf4")
+    assert choose_transport(VmConfig(**bare)) == "mmio"
+    assert choose_transport(VmConfig(tmp_path / "missing", disks=["d"])) == "mmio"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +215,27 @@ def test_ports_and_random_numbers_are_read_from_their_options():
     for text in ("0", "fast", "-1"):
         with pytest.raises(UsageError):
             parse_rng(text)
+
+
+def test_shares_vsock_and_balloon_are_read_from_their_options():
+    share = parse_share("/a,,b,tag=t,ro")
+    assert (share.path, share.tag, share.readonly) == ("/a,b", "t", True)
+    assert not parse_share("/a,tag=t").readonly
+    for text in ("/a", ",tag=t", "/a,tag=", "/a,tag=t,rw", "/a,tag=" + "t" * 32, "/a,tag=\x7f"):
+        with pytest.raises(UsageError):
+            parse_share(text)
+    vsock = parse_vsock("/run/v,cid=77")
+    assert (vsock.path, vsock.cid) == ("/run/v", 77) and parse_vsock("v").cid == 3
+    for text in ("", "v,cid=2", "v,cid=4294967295", "v,cid=x"):
+        with pytest.raises(UsageError):
+            parse_vsock(text)
+    assert parse_balloon("16M").size == 16 << 20
+    with pytest.raises(UsageError):
+        parse_balloon("large")
+    with pytest.raises(UsageError, match="a balloon of 2M in 1M of memory"):
+        config(mem="1M", balloon=Balloon(2 << 20))
+    with pytest.raises(UsageError, match="two shares are called 't'"):
+        config(shares=[Share("/", "t"), Share("/tmp", "t")])
 
 
 def test_a_path_alone_is_a_disk():
