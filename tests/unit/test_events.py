@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import sys
 import threading
+import time
 
 import pytest
 
@@ -91,7 +91,12 @@ def test_a_shared_line_is_asserted_while_any_source_asserts_it():
 def test_threads_that_share_a_line_leave_it_as_the_last_of_them_does():
     """Also where two threads race with one source: it counts once, and deliveries come in turn and in order."""
     seen = []
-    line = SharedLine(seen.append)
+
+    def deliver(asserted):
+        time.sleep(0)  # as a system call would, it lets other threads run
+        seen.append(asserted)
+
+    line = SharedLine(deliver)
     shared = line.source()
     barrier = threading.Barrier(4)
 
@@ -104,15 +109,10 @@ def test_threads_that_share_a_line_leave_it_as_the_last_of_them_does():
                 source.set(False)
 
     threads = [threading.Thread(target=toggle) for _ in range(4)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert seen == [True, False] * (len(seen) // 2), "levels alternate, and the last is low"
     shared.set(True)
     assert seen[-1] is True
