@@ -20,15 +20,33 @@ class Chain:
     head       the descriptor by which the driver knows it
     readable   what the driver has written, piece by piece; never to be written to (2.7.5.1)
     writable   what the device fills, piece by piece, after the readable ones
+    gpas       where in guest memory each of these begins: a balloon is given pages, and not what is in them
     readable_length, writable_length   bytes in each
     generation  which use of the queue it was taken from
     """
 
-    __slots__ = ("_given_back", "generation", "head", "readable", "readable_length", "writable", "writable_length")
+    __slots__ = (
+        "_given_back",
+        "generation",
+        "gpas",
+        "head",
+        "readable",
+        "readable_length",
+        "writable",
+        "writable_length",
+    )
 
-    def __init__(self, head: int, readable: list[memoryview], writable: list[memoryview], generation: int = 0) -> None:
+    def __init__(
+        self,
+        head: int,
+        readable: list[memoryview],
+        writable: list[memoryview],
+        generation: int = 0,
+        gpas: Sequence[int] = (),
+    ) -> None:
         self.head = head
         self.generation = generation
+        self.gpas = gpas
         self.readable = readable
         self.writable = writable
         self.readable_length = sum(map(len, readable))

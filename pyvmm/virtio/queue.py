@@ -205,6 +205,7 @@ class Virtqueue:
         assert memory is not None
         readable: list[memoryview] = []
         writable: list[memoryview] = []
+        gpas: list[int] = []
         table: memoryview | bytes = self._table
         entries, at = self.size, head
         left = self.size  # 2.7.5.3.1: an indirect table makes no chain longer than the queue
@@ -229,12 +230,13 @@ class Virtqueue:
                     raise QueueError(f"queue {self.index}: buffer at {gpa:#x}+{length:#x} is not in RAM") from None
                 if flags & DESC_F_WRITE:
                     writable.append(view)
+                    gpas.append(gpa)
                 elif writable:
                     raise QueueError(f"queue {self.index}: chain {head} has a readable buffer after a writable one")
                 else:
                     readable.append(view)
             if not flags & DESC_F_NEXT:
-                return Chain(head, readable, writable, self._generation)
+                return Chain(head, readable, writable, self._generation, gpas)
             if following >= entries:
                 raise QueueError(f"queue {self.index}: chain {head} goes on at {following} in a table of {entries}")
             at = following

@@ -10,8 +10,9 @@ ID_NET = 1
 ID_BLOCK = 2
 ID_CONSOLE = 3
 ID_RNG = 4
+ID_BALLOON = 5
 
-DEVICE_NAMES = {ID_NET: "net", ID_BLOCK: "block", ID_CONSOLE: "console", ID_RNG: "rng"}
+DEVICE_NAMES = {ID_NET: "net", ID_BLOCK: "block", ID_CONSOLE: "console", ID_RNG: "rng", ID_BALLOON: "balloon"}
 
 # --- Device status field (2.1) -----------------------------------------------------------------------------------
 STATUS_ACKNOWLEDGE = 1
@@ -115,3 +116,18 @@ CONSOLE_F_EMERG_WRITE = 2
 CONSOLE_DEVICE_READY, CONSOLE_DEVICE_ADD, CONSOLE_DEVICE_REMOVE, CONSOLE_PORT_READY = 0, 1, 2, 3
 CONSOLE_CONSOLE_PORT, CONSOLE_RESIZE, CONSOLE_PORT_OPEN, CONSOLE_PORT_NAME = 4, 5, 6, 7
 """5.3.6.2: events of the control queues."""
+
+# --- Traditional memory balloon device (5.5) ---------------------------------------------------------------------
+BALLOON_F_MUST_TELL_HOST = 0
+BALLOON_F_STATS_VQ = 1
+BALLOON_F_DEFLATE_ON_OOM = 2
+BALLOON_F_FREE_PAGE_HINT = 3
+BALLOON_F_PAGE_POISON = 4
+BALLOON_F_REPORTING = 5
+"""5.5.3: VIRTIO_BALLOON_F_PAGE_REPORTING, by Linux's name."""
+BALLOON_PFN_SHIFT = 12
+"""5.5.6: addresses are divided by 4096, whatever the guest's pages are."""
+BALLOON_S_SWAP_IN, BALLOON_S_SWAP_OUT, BALLOON_S_MAJFLT, BALLOON_S_MINFLT = 0, 1, 2, 3
+BALLOON_S_MEMFREE, BALLOON_S_MEMTOT, BALLOON_S_AVAIL, BALLOON_S_CACHES = 4, 5, 6, 7
+BALLOON_S_HTLB_PGALLOC, BALLOON_S_HTLB_PGFAIL = 8, 9
+"""5.5.6.4: tags of the statistics."""
