@@ -60,7 +60,7 @@ LOW_RAM_END = 0xA0000
 ACPI_TABLES = 0xE0000
 """Where a PC's kernel searches for the root pointer if its boot protocol has no field for it (ACPI 6.5, 5.2.5.1)."""
 MP_TABLE = 0xF0000
-"""For machines whose MP table does not fit into the EBDA: more than 40 processors."""
+"""For machines whose MP table does not fit into the EBDA: more than 40 processors, or fewer beside PCI devices."""
 RESET_VECTOR = 0xFFFF0
 """F000:FFF0, where real-mode code jumps to have the machine reset."""
 HIGH_MEMORY = 0x100000
@@ -108,6 +108,10 @@ I8042_DATA_PORT = 0x60
 I8042_COMMAND_PORT = 0x64
 PORT_92 = 0x92
 RESET_CONTROL_PORT = 0xCF9
+PCI_CONFIG_PORT = 0xCF8
+PCI_CONFIG_PORTS = 8
+"""Configuration mechanism 1 (PCI 3.0, 3.2.2.3.2). The reset control register is in the midst of it: a byte among ports
+that take dwords."""
 DEBUG_EXIT_PORT = 0xF4
 """Where other VMMs put their debug-exit device by convention; 4 bytes wide at most."""
 DEBUG_CONSOLE_PORT = 0xE9

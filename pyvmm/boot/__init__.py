@@ -59,9 +59,10 @@ class Surroundings:
     helps        words for a Linux command line that a guest needs on this host
     devices      words for a Linux command line that announce devices to a kernel without ACPI
     virtio_mmio  (gpa, length, gsi) of devices that ACPI announces
+    pci          the slots of PCI devices that interrupt by INTA#; None in a machine without PCI
     """
 
-    __slots__ = ("devices", "emulated", "helps", "virtio_mmio")
+    __slots__ = ("devices", "emulated", "helps", "pci", "virtio_mmio")
 
     def __init__(
         self,
@@ -70,11 +71,13 @@ class Surroundings:
         helps: Sequence[str] = (),
         devices: Sequence[str] = (),
         virtio_mmio: Sequence[tuple[int, int, int]] = (),
+        pci: Sequence[int] | None = None,
     ) -> None:
         self.emulated = emulated
         self.helps = helps
         self.devices = devices
         self.virtio_mmio = virtio_mmio
+        self.pci = pci
 
 
 class LoadedKernel:
@@ -134,7 +137,7 @@ def load(config: BootConfig, memory: GuestMemory, surroundings: Surroundings | N
         if format not in _ALONE:
             from pyvmm.boot.firmware import put_tables
 
-            placement.rsdp = put_tables(placement, config.cpus, surroundings.virtio_mmio)
+            placement.rsdp = put_tables(placement, config.cpus, surroundings.virtio_mmio, surroundings.pci)
         return LoadedKernel(format, _load_as(format, image, config, placement, surroundings), placement)
 
 

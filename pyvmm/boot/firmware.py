@@ -13,7 +13,7 @@ from pyvmm.boot.mptable import FLOATING_POINTER_LENGTH, configuration_table, flo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from pyvmm.boot.placement import Placement
 
@@ -22,12 +22,18 @@ RESET_CODE = bytes.fromhex("baf90c b006 ee f4 ebfd")
 """mov $0xcf9, %dx; mov $6, %al; out %al, (%dx); 1: hlt; jmp 1b: a hard reset by the reset control register."""
 
 
-def put_tables(placement: Placement, cpus: int, virtio_mmio: Iterable[tuple[int, int, int]] = ()) -> int:
+def put_tables(
+    placement: Placement,
+    cpus: int,
+    virtio_mmio: Iterable[tuple[int, int, int]] = (),
+    pci: Sequence[int] | None = None,
+) -> int:
     """Write the tables of a machine with `cpus` vCPUs; returns the gpa of ACPI's root pointer.
 
-    `virtio_mmio` has (gpa, length, gsi) of each transport. Raises LoadError when the kernel itself lies there.
+    `virtio_mmio` has (gpa, length, gsi) of each transport; `pci` the slots of the devices that interrupt by INTA#, None
+    in a machine without PCI. Raises LoadError when the kernel itself lies there.
     """
-    table = configuration_table(cpus)
+    table = configuration_table(cpus, pci)
     room = layout.LOW_RAM_END - layout.EBDA - FLOATING_POINTER_LENGTH
     at = layout.EBDA + FLOATING_POINTER_LENGTH if len(table) <= room else layout.MP_TABLE
     placement.put(layout.EBDA, floating_pointer(at), "MP floating pointer")
@@ -35,5 +41,5 @@ def put_tables(placement: Placement, cpus: int, virtio_mmio: Iterable[tuple[int,
     placement.put(layout.EBDA_SEGMENT_WORD, pack("<H", layout.EBDA >> 4), "EBDA segment")
     placement.put(layout.BASE_MEMORY_WORD, pack("<H", layout.EBDA // layout.KIB), "base memory size")
     placement.put(layout.RESET_VECTOR, RESET_CODE, "reset code")
-    placement.put(layout.ACPI_TABLES, acpi_tables(layout.ACPI_TABLES, cpus, virtio_mmio), "ACPI tables")
+    placement.put(layout.ACPI_TABLES, acpi_tables(layout.ACPI_TABLES, cpus, virtio_mmio, pci), "ACPI tables")
     return layout.ACPI_TABLES

@@ -11,6 +11,10 @@ from struct import pack
 
 from pyvmm import layout
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 SPECIFICATION_REVISION = 4
 """Version 1.4."""
 LAPIC_VERSION = 0x14
@@ -19,13 +23,14 @@ IOAPIC_VERSION = 0x11
 """What KVM's I/O APIC shows (Intel 82093AA data sheet, 3.2.2)."""
 PROCESSOR_ENABLED, PROCESSOR_BOOT = 1, 2
 IOAPIC_ENABLED = 1
-ISA_BUS = 0
+PCI_BUS = 0
+"""The MP table's number of a PCI bus is PCI's own (D.2); ISA then has the next one, and without PCI the first."""
 ALL_LOCAL_APICS = 0xFF
 
 # Interrupt types and the flags of an entry: table 4-10, 4-11.
 INT, NMI, EXTINT = 0, 1, 3
 CONFORMS = 0
-"""Polarity and trigger as the bus has them: for ISA, active high and edge."""
+"""Polarity and trigger as the bus has them: for ISA, active high and edge; for PCI, active low and level."""
 ACTIVE_HIGH_LEVEL = 0b1101
 ISA_IRQS = 16
 TIMER_IRQ, CASCADE_IRQ = 0, 2
@@ -40,26 +45,31 @@ def floating_pointer(table: int) -> bytes:
     return _with_checksum(head, 10)
 
 
-def configuration_table(cpus: int) -> bytes:
+def configuration_table(cpus: int, pci: Sequence[int] | None = None) -> bytes:
     """The configuration table of `cpus` vCPUs: header and entries (4.2, 4.3).
 
     APIC ids are 0 to `cpus` - 1, that of the I/O APIC follows. ISA interrupts go to the pin of the same number, as
-    KVM's default routing has it.
+    KVM's default routing has it. `pci` has the slots whose devices interrupt by INTA#, None in a machine without PCI.
     """
     ioapic = cpus
+    isa = 0 if pci is None else PCI_BUS + 1
     entries = [
         pack("<BBBBII8x", 0, cpu, LAPIC_VERSION, PROCESSOR_ENABLED | (0 if cpu else PROCESSOR_BOOT), 0, 0)
         for cpu in range(cpus)
     ]
-    entries.append(pack("<BB6s", 1, ISA_BUS, b"ISA   "))
+    if pci is not None:
+        entries.append(pack("<BB6s", 1, PCI_BUS, b"PCI   "))
+    entries.append(pack("<BB6s", 1, isa, b"ISA   "))
     entries.append(pack("<BBBBI", 2, ioapic, IOAPIC_VERSION, IOAPIC_ENABLED, layout.IOAPIC))
     entries += [
-        pack("<BBHBBBB", 3, INT, _flags(irq), ISA_BUS, irq, ioapic, irq)
-        for irq in range(ISA_IRQS)
-        if irq != CASCADE_IRQ
+        pack("<BBHBBBB", 3, INT, _flags(irq), isa, irq, ioapic, irq) for irq in range(ISA_IRQS) if irq != CASCADE_IRQ
     ]
-    entries.append(pack("<BBHBBBB", 4, EXTINT, CONFORMS, ISA_BUS, 0, 0, 0))
-    entries.append(pack("<BBHBBBB", 4, NMI, CONFORMS, ISA_BUS, 0, ALL_LOCAL_APICS, 1))
+    # A PCI interrupt's number is its device's, times 4, and its pin's: D.3.
+    entries += [
+        pack("<BBHBBBB", 3, INT, CONFORMS, PCI_BUS, slot << 2, ioapic, layout.pci_gsi(slot)) for slot in pci or ()
+    ]
+    entries.append(pack("<BBHBBBB", 4, EXTINT, CONFORMS, isa, 0, 0, 0))
+    entries.append(pack("<BBHBBBB", 4, NMI, CONFORMS, isa, 0, ALL_LOCAL_APICS, 1))
     body = b"".join(entries)
     head = pack(
         "<4sHBB8s12sIHHIHBB",

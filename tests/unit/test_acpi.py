@@ -18,6 +18,7 @@ from pyvmm.memory import GuestMemory
 
 GPA = layout.ACPI_TABLES
 MMIO = [(0xD0000000, 0x1000, 5), (0xD0001000, 0x1000, 6)]
+SLOTS = range(1, 21)
 
 
 def follow(block, gpa=GPA):
@@ -77,10 +78,12 @@ def test_fadt_points_at_the_registers_there_are():
 
 
 @pytest.mark.needs("iasl")
-@pytest.mark.parametrize("cpus", [1, 4])
-def test_the_reference_disassembler_agrees(cpus, tmp_path):
+@pytest.mark.parametrize(
+    ("cpus", "mmio", "pci"), [(1, MMIO, None), (4, MMIO, SLOTS), (1, (), range(1, 32)), (1, (), ())]
+)
+def test_the_reference_disassembler_agrees(cpus, mmio, pci, tmp_path):
     source = {}
-    for name, table in follow(acpi_tables(GPA, cpus, MMIO)).items():
+    for name, table in follow(acpi_tables(GPA, cpus, mmio, pci)).items():
         path = tmp_path / f"{name.lower()}.dat"
         path.write_bytes(table)
         done = subprocess.run(["iasl", "-d", path], capture_output=True, text=True, timeout=60, cwd=tmp_path)
@@ -90,12 +93,21 @@ def test_the_reference_disassembler_agrees(cpus, tmp_path):
             assert complaint not in said, said
         source[name] = path.with_suffix(".dsl").read_text()
         assert "Invalid" not in source[name] and "Incorrect" not in source[name]
-    for text in ('"LNRO0005"', 'EisaId ("PNP0501")', "_S5", '"QEMU0001"', "Edge, ActiveHigh, Exclusive"):
+    expected = ['EisaId ("PNP0501")', "_S5", '"QEMU0001"']
+    if mmio:
+        expected += ['"LNRO0005"', "Edge, ActiveHigh, Exclusive"]
+    if pci is not None:
+        expected += ['EisaId ("PNP0A03")', "WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,"]
+        expected += ["DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,"]
+        expected += ["0xE0000000,         // Range Minimum", "0xFEBFFFFF,         // Range Maximum"]
+        expected += ["0x1EC00000,         // Length"]
+    for text in expected:
         assert text in source["DSDT"], source["DSDT"]
+    assert ("PCI0" in source["DSDT"]) == (pci is not None), "without PCI nothing speaks of it"
     # And back: what it wrote down compiles to the same byte code.
     done = subprocess.run(["iasl", "-p", "again", "dsdt.dsl"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0 and " 0 Errors" in done.stdout, done.stdout
-    assert (tmp_path / "again.aml").read_bytes()[36:] == dsdt(MMIO)
+    assert (tmp_path / "again.aml").read_bytes()[36:] == dsdt(mmio, pci)
 
 
 @pytest.mark.parametrize("length", [0, 1, 61, 62, 63, 64, 4092, 4093, 4094, 1 << 19, (1 << 20) - 4])
@@ -134,11 +146,12 @@ def entries_of(table):
     return found
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 40, 41, 255])
-def test_mp_table(cpus):
+@pytest.mark.parametrize("pci", [None, (), SLOTS, range(1, 32)])
+@pytest.mark.parametrize("cpus", [1, 2, 24, 40, 41, 255])
+def test_mp_table(cpus, pci):
     memory = GuestMemory.allocate([(0, 2 << 20)])
     placement = Placement(memory, "kernel")
-    assert put_tables(placement, cpus, MMIO) == layout.ACPI_TABLES
+    assert put_tables(placement, cpus, MMIO, pci) == layout.ACPI_TABLES
     assert memory.read_u16(0x40E) << 4 == 0x9FC00
     assert memory.read_u16(0x413) == 639
     assert memory.read(0xFFFF0, 3) == b"\xba\xf9\x0c", "the reset vector leads to port 0xcf9"
@@ -148,16 +161,50 @@ def test_mp_table(cpus):
     (length,) = struct.unpack("<H", memory.read(at + 4, 2))
     table = memory.read(at, length)
     assert table[:4] == b"PCMP" and sum(table) & 0xFF == 0
-    assert at + length <= (0xA0000 if cpus <= 40 else 0x100000)
+    assert at == 0x9FC10 if length <= 1024 - 16 else at == 0xF0000 and at + length <= 0xFFFF0
+    assert (at == 0x9FC10) == (cpus <= {None: 40, 0: 40, 20: 31, 31: 27}[None if pci is None else len(pci)])
     entries = entries_of(table)
     assert struct.unpack_from("<H", table, 34) == (len(entries),)
     processors = [entry for kind, entry in entries if kind == 0]
     assert [entry[1] for entry in processors] == list(range(cpus))
     assert [entry[3] for entry in processors] == [3] + [1] * (cpus - 1), "enabled, and one is the boot processor"
-    wires = {entry[5]: struct.unpack_from("<H", entry, 2)[0] for kind, entry in entries if kind == 3}
+    buses = {entry[2:8]: entry[1] for kind, entry in entries if kind == 1}
+    assert buses == ({b"ISA   ": 0} if pci is None else {b"PCI   ": 0, b"ISA   ": 1})
+    lines = [entry for kind, entry in entries if kind == 3]
+    for kind, entry in entries:
+        assert kind not in (3, 4) or entry[4] in buses.values()
+    isa = [entry for entry in lines if entry[4] == buses[b"ISA   "]]
+    assert all(entry[5] == entry[7] and entry[6] == cpus for entry in isa)
+    wires = {entry[5]: struct.unpack_from("<H", entry, 2)[0] for entry in isa}
     assert set(wires) == set(range(16)) - {2}
     assert wires[9] == 0b1101 and set(wires.values()) == {0, 0b1101}, "the SCI is a level, all else edges"
+    intx = [entry for entry in lines if entry not in isa]
+    assert [entry[5] for entry in intx] == [slot << 2 for slot in pci or ()], "INTA# of every slot"
+    assert [entry[7] for entry in intx] == [16 + slot % 4 for slot in pci or ()]
+    assert all(entry[1:4] == b"\0\0\0" and entry[6] == cpus for entry in intx), "as PCI has them: low, level"
     memory.close()
+
+
+def test_dsdt_and_mp_table_agree_on_where_pci_interrupts_go():
+    """And _PRT has every device's INTA#, with a GSI, not a link device (ACPI 6.5, 6.2.13)."""
+    body = dsdt((), SLOTS)
+    for slot in SLOTS:
+        address = (slot << 16 | 0xFFFF).to_bytes(4, "little")
+        assert b"\x12\x0b\x04\x0c" + address + b"\0\0\x0a" + bytes([layout.pci_gsi(slot)]) in body
+    assert {layout.pci_gsi(slot, pin) for slot in SLOTS for pin in range(4)} == {16, 17, 18, 19}
+    assert [layout.pci_gsi(1, pin) for pin in range(4)] == [17, 18, 19, 16]
+
+
+def test_msi_is_not_forbidden():
+    (flags,) = struct.unpack_from("<H", follow(acpi_tables(GPA, 1, (), SLOTS))["FACP"], 109)
+    assert not flags & 1 << 3, "MSI not supported: ACPI 6.5, table 5.10"
+
+
+def test_the_window_for_bars_is_nobody_elses():
+    assert layout.PCI_WINDOW % (1 << 29) == 0 and layout.PCI_WINDOW_END == layout.IOAPIC
+    assert layout.VIRTIO_MMIO + 18 * layout.VIRTIO_MMIO_SIZE <= layout.PCI_WINDOW
+    ports = range(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORT + layout.PCI_CONFIG_PORTS)
+    assert layout.RESET_CONTROL_PORT in ports
 
 
 def test_constants_of_the_mp_table_have_their_place():

@@ -20,7 +20,14 @@ IRQ_DESCRIPTOR = 0x22
 IO_DESCRIPTOR = 0x47
 END_TAG = 0x79
 MEMORY32_FIXED_DESCRIPTOR = 0x86
+DWORD_ADDRESS_SPACE_DESCRIPTOR = 0x87
+WORD_ADDRESS_SPACE_DESCRIPTOR = 0x88
 EXTENDED_INTERRUPT_DESCRIPTOR = 0x89
+MEMORY_RANGE, BUS_NUMBER_RANGE = 0, 2
+RANGE_IS_FIXED = 1 << 2 | 1 << 3
+"""Types and flags of address space descriptors (6.4.3.5): both ends are fixed, and the device hands the range on to
+those behind it (the producer's bit is 0). For memory: not cacheable (0) and MEMORY_WRITABLE."""
+MEMORY_WRITABLE = 1
 INTERRUPT_CONSUMER, INTERRUPT_EDGE = 1 << 0, 1 << 1
 """Flags of the extended interrupt descriptor (6.4.3.6). Active high is 0."""
 
@@ -122,3 +129,15 @@ def edge_interrupt(gsi: int) -> bytes:
     """A GSI: edge, active high, not shared (6.4.3.6)."""
     flags = INTERRUPT_CONSUMER | INTERRUPT_EDGE
     return pack("<BHBBI", EXTENDED_INTERRUPT_DESCRIPTOR, 6, flags, 1, gsi)
+
+
+def memory_window(gpa: int, length: int) -> bytes:
+    """Memory below 4 GiB that a bridge hands on to the devices behind it (6.4.3.5.2)."""
+    head = pack("<BHBBB", DWORD_ADDRESS_SPACE_DESCRIPTOR, 23, MEMORY_RANGE, RANGE_IS_FIXED, MEMORY_WRITABLE)
+    return head + pack("<IIIII", 0, gpa, gpa + length - 1, 0, length)
+
+
+def bus_numbers(first: int, last: int) -> bytes:
+    """The numbers of the buses behind a bridge (6.4.3.5.3)."""
+    head = pack("<BHBBB", WORD_ADDRESS_SPACE_DESCRIPTOR, 13, BUS_NUMBER_RANGE, RANGE_IS_FIXED, 0)
+    return head + pack("<HHHHH", 0, first, last, 0, last - first + 1)

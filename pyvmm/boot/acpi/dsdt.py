@@ -11,7 +11,7 @@ from pyvmm.boot.acpi import aml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 VIRTIO_MMIO_ID = "LNRO0005"
 """Linux's virtio-mmio driver binds to it (drivers/virtio/virtio_mmio.c)."""
@@ -19,8 +19,16 @@ PVPANIC_ID = "QEMU0001"
 """Linux's pvpanic driver binds to it (drivers/misc/pvpanic/pvpanic-mmio.c)."""
 
 
-def dsdt(virtio_mmio: Iterable[tuple[int, int, int]] = ()) -> bytes:
-    """The table's body. `virtio_mmio` has (gpa, length, gsi) of each transport that interrupts by an edge."""
+ALL_FUNCTIONS = 0xFFFF
+"""In the low half of a PCI device's address (6.1.1)."""
+
+
+def dsdt(virtio_mmio: Iterable[tuple[int, int, int]] = (), pci: Sequence[int] | None = None) -> bytes:
+    """The table's body.
+
+    `virtio_mmio` has (gpa, length, gsi) of each transport that interrupts by an edge; `pci` the slots of the devices
+    that interrupt by INTA#, None in a machine without PCI.
+    """
     devices = [
         aml.device(
             "RTC",
@@ -48,6 +56,38 @@ def dsdt(virtio_mmio: Iterable[tuple[int, int, int]] = ()) -> bytes:
         )
         for number, (gpa, length, gsi) in enumerate(virtio_mmio)
     ]
+    if pci is not None:
+        devices.append(_host_bridge(pci))
     sleep_type = aml.integer(layout.ACPI_S5_SLEEP_TYPE)
     soft_off = aml.name("_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
     return aml.scope("_SB", *devices) + soft_off
+
+
+def _host_bridge(slots: Sequence[int]) -> bytes:
+    """Bus 0: its configuration ports, its window, and where each slot's INTA# leads.
+
+    In an entry of _PRT a source of 0 says that what follows is a GSI, which is a level then, active low (6.2.13). An
+    MCFG is not there: configuration space is reached by ports alone.
+    """
+    routes = [
+        aml.package(
+            aml.integer(slot << 16 | ALL_FUNCTIONS), aml.integer(0), aml.integer(0), aml.integer(layout.pci_gsi(slot))
+        )
+        for slot in slots
+    ]
+    return aml.device(
+        "PCI0",
+        aml.name("_HID", aml.eisa_id("PNP0A03")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_SEG", aml.integer(0)),
+        aml.name("_BBN", aml.integer(0)),
+        aml.name(
+            "_CRS",
+            aml.resources(
+                aml.bus_numbers(0, 0),
+                aml.io(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS),
+                aml.memory_window(layout.PCI_WINDOW, layout.PCI_WINDOW_END - layout.PCI_WINDOW),
+            ),
+        ),
+        aml.name("_PRT", aml.package(*routes)),
+    )

@@ -13,7 +13,7 @@ from pyvmm.boot.acpi.dsdt import dsdt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 RSDP_LENGTH = 36
 FACS_LENGTH = 64
@@ -39,10 +39,13 @@ ACTIVE_HIGH_LEVEL = 0b1101
 ALL_PROCESSORS = 0xFF
 
 
-def acpi_tables(gpa: int, cpus: int, virtio_mmio: Iterable[tuple[int, int, int]] = ()) -> bytes:
+def acpi_tables(
+    gpa: int, cpus: int, virtio_mmio: Iterable[tuple[int, int, int]] = (), pci: Sequence[int] | None = None
+) -> bytes:
     """All tables for a block that starts at `gpa`, 64-byte aligned, the RSDP first.
 
-    `cpus` is the number of vCPUs, whose APIC ids count from 0; `virtio_mmio` has (gpa, length, gsi) of each transport.
+    `cpus` is the number of vCPUs, whose APIC ids count from 0; `virtio_mmio` has (gpa, length, gsi) of each transport;
+    `pci` the slots of the devices that interrupt by INTA#, None in a machine without PCI.
     """
     block = bytearray(RSDP_LENGTH)
 
@@ -52,7 +55,7 @@ def acpi_tables(gpa: int, cpus: int, virtio_mmio: Iterable[tuple[int, int, int]]
         return gpa + len(block) - len(table)
 
     facs = put(pack("<4sIIIIB", b"FACS", FACS_LENGTH, 0, 0, 0, 0).ljust(FACS_LENGTH, b"\0"))
-    definitions = put(_table(b"DSDT", 2, dsdt(virtio_mmio)))
+    definitions = put(_table(b"DSDT", 2, dsdt(virtio_mmio, pci)))
     tables = [put(_fadt(facs, definitions)), put(_madt(cpus))]
     xsdt = put(_table(b"XSDT", 1, b"".join(table.to_bytes(8, "little") for table in tables)))
     block[:RSDP_LENGTH] = _rsdp(xsdt)
