@@ -11,8 +11,16 @@ ID_BLOCK = 2
 ID_CONSOLE = 3
 ID_RNG = 4
 ID_BALLOON = 5
+ID_VSOCK = 19
 
-DEVICE_NAMES = {ID_NET: "net", ID_BLOCK: "block", ID_CONSOLE: "console", ID_RNG: "rng", ID_BALLOON: "balloon"}
+DEVICE_NAMES = {
+    ID_NET: "net",
+    ID_BLOCK: "block",
+    ID_CONSOLE: "console",
+    ID_RNG: "rng",
+    ID_BALLOON: "balloon",
+    ID_VSOCK: "vsock",
+}
 
 # --- Device status field (2.1) -----------------------------------------------------------------------------------
 STATUS_ACKNOWLEDGE = 1
@@ -131,3 +139,18 @@ BALLOON_S_SWAP_IN, BALLOON_S_SWAP_OUT, BALLOON_S_MAJFLT, BALLOON_S_MINFLT = 0, 1
 BALLOON_S_MEMFREE, BALLOON_S_MEMTOT, BALLOON_S_AVAIL, BALLOON_S_CACHES = 4, 5, 6, 7
 BALLOON_S_HTLB_PGALLOC, BALLOON_S_HTLB_PGFAIL = 8, 9
 """5.5.6.4: tags of the statistics."""
+
+# --- Socket device (5.10) ----------------------------------------------------------------------------------------
+VSOCK_F_STREAM = 0
+VSOCK_F_SEQPACKET = 1
+VSOCK_F_NO_IMPLIED_STREAM = 2
+VSOCK_HOST_CID = 2
+VSOCK_ANY = 0xFFFFFFFF
+"""5.10.4: neither a guest's CID, nor, on Linux, a port."""
+VSOCK_TYPE_STREAM, VSOCK_TYPE_SEQPACKET = 1, 2
+VSOCK_OP_INVALID, VSOCK_OP_REQUEST, VSOCK_OP_RESPONSE, VSOCK_OP_RST, VSOCK_OP_SHUTDOWN = 0, 1, 2, 3, 4
+VSOCK_OP_RW, VSOCK_OP_CREDIT_UPDATE, VSOCK_OP_CREDIT_REQUEST = 5, 6, 7
+"""5.10.6: operations."""
+VSOCK_SHUTDOWN_RECEIVE, VSOCK_SHUTDOWN_SEND = 1, 2
+"""5.10.6.5: flags of SHUTDOWN, as masks."""
+VSOCK_EVENT_TRANSPORT_RESET = 0
