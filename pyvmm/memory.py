@@ -25,7 +25,13 @@ _U16, _U32, _U64 = Struct("<H"), Struct("<I"), Struct("<Q")
 
 HUGE_PAGE = 2 << 20
 
+PORTION = 4 << 20
+"""Bytes that are given back in one system call, during which no other Python thread runs."""
+
 BACKINGS = ("anonymous", "memfd")
+_DISCARD = {"anonymous": mmap.MADV_DONTNEED, "memfd": mmap.MADV_REMOVE}
+"""What frees pages so that they read as zeroes (madvise(2)): the process's own, or those of the file for whoever maps
+it. A private map of a file would show the file's pages again, and needs new ones in their place."""
 
 
 class Region:
@@ -34,9 +40,10 @@ class Region:
     `view` is the host's writable memory behind it. `fd` is the memfd that other processes map, or -1.
     """
 
-    __slots__ = ("_map", "fd", "gpa", "length", "slot", "view")
+    __slots__ = ("_discard", "_map", "fd", "gpa", "length", "slot", "view")
 
     def __init__(self, gpa: int, length: int, slot: int, backing: str) -> None:
+        self._discard = _DISCARD[backing]
         self.gpa = gpa
         self.length = length
         self.slot = slot
@@ -62,6 +69,11 @@ class Region:
         self.fd = os.memfd_create(f"pyvmm-ram{self.slot}", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, self.length)
         return mmap.mmap(self.fd, self.length, mmap.MAP_SHARED | MAP_NORESERVE)
+
+    def discard(self, start: int, end: int) -> None:
+        """Give the bytes from `start` to `end` back to the host, both multiples of its page. Raises OSError."""
+        for at in range(start, end, PORTION):
+            self._map.madvise(self._discard, at, min(PORTION, end - at))
 
     def close(self) -> None:
         """Unmap. A second call does nothing; BufferError while somebody still borrows the memory."""
@@ -176,6 +188,21 @@ class GuestMemory:
     def write_u64(self, gpa: int, value: int) -> None:
         """Store eight bytes at `gpa`."""
         self.view(gpa, 8)[:] = _U64.pack(value)
+
+    def discard(self, gpa: int, length: int) -> int:
+        """Give the whole pages among `length` bytes at `gpa` back to the host; returns how many bytes these were.
+
+        They read as zeroes from now on, and cost nothing before somebody touches them. What is not RAM is left out.
+        The host gets a huge page back when all of it has been given. Raises OSError where the host refuses.
+        """
+        page, done = mmap.PAGESIZE, 0
+        for region in self.regions:
+            start = -(-max(gpa - region.gpa, 0) // page) * page
+            end = min(gpa + length - region.gpa, region.length) // page * page
+            if start < end:
+                region.discard(start, end)
+                done += end - start
+        return done
 
     def close(self) -> None:
         """Give the memory back to the host. Raises BufferError while a view of it is still held."""
