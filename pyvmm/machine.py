@@ -14,7 +14,7 @@ from pyvmm.devices.debugexit import DebugExit
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.port92 import Port92
 from pyvmm.devices.pvpanic import PvPanic
-from pyvmm.devices.resetcontrol import ResetControl
+from pyvmm.devices.resetcontrol import AmongConfigPorts, ResetControl
 from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.serial import Serial
 from pyvmm.errors import STATUS_PANIC
@@ -25,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pyvmm.bus import BusDevice
+
 
 class Machine:
     """Buses `ports` and `mmio` with the platform devices attached.
@@ -32,7 +34,7 @@ class Machine:
     `serial` is COM1, the guest's console; `pm` has the power button.
     """
 
-    __slots__ = ("mmio", "pm", "ports", "rtc", "serial")
+    __slots__ = ("_reset_control", "mmio", "pm", "ports", "rtc", "serial")
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Machine:
             lambda: end(Outcome("power-off", 0, "the guest switched the machine off")),
             off_types=(layout.ACPI_S5_SLEEP_TYPE, 0),
         )
+        self._reset_control = ResetControl(reset("port 0xcf9"))
         keyboard = I8042(reset("the i8042 keyboard controller"))
         attach = self.ports.attach
         attach(layout.SERIAL_PORT, 8, self.serial)
@@ -71,7 +74,7 @@ class Machine:
         attach(layout.I8042_DATA_PORT, 1, keyboard.data_port)
         attach(layout.I8042_COMMAND_PORT, 1, keyboard.command_port)
         attach(layout.PORT_92, 1, Port92(reset("port 0x92")))
-        attach(layout.RESET_CONTROL_PORT, 1, ResetControl(reset("port 0xcf9")))
+        attach(layout.RESET_CONTROL_PORT, 1, self._reset_control)
         attach(layout.ACPI_PM_PORT, 12, self.pm)
         attach(
             layout.PVPANIC_PORT, 1, PvPanic(lambda: end(Outcome("panic", STATUS_PANIC, "the guest's kernel panicked")))
@@ -79,3 +82,12 @@ class Machine:
         attach(layout.DEBUG_EXIT_PORT, 4, DebugExit(lambda value: end(debug_exit(value))))
         attach(layout.DEBUG_CONSOLE_PORT, 1, DebugCon(output, name="debugcon"))
         attach(layout.FIRMWARE_DEBUG_PORT, 1, DebugCon(output, name="firmware-debugcon"))
+
+    def add_pci(self, bridge: BusDevice) -> None:
+        """Let `bridge` answer at the 8 ports of configuration mechanism 1, but for the reset control register's byte.
+
+        Once at most, before the guest runs. Without it a guest finds nothing there, and so no PCI.
+        """
+        ports = AmongConfigPorts(bridge, self._reset_control)
+        self.ports.detach(layout.RESET_CONTROL_PORT)
+        self.ports.attach(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, ports)

@@ -1,4 +1,4 @@
-"""The reset control register of Intel's chipsets, at port 0xcf9.
+"""The reset control register of Intel's chipsets, at port 0xcf9, alone or in the midst of a PCI bridge's ports.
 
 Imports registers alone. Follows the Intel I/O Controller Hub 10 (ICH10) data sheet, 13.7.5, "RST_CNT".
 """
@@ -12,6 +12,8 @@ from pyvmm.registers import Field, Register, RegisterFile, RegisterMap
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyvmm.bus import BusDevice
 
 SYS_RST, RST_CPU, FULL_RST = 0x02, 0x04, 0x08
 
@@ -53,3 +55,34 @@ class ResetControl(RegisterFile, registers=REGISTERS):
         self._value = value & (SYS_RST | FULL_RST)
         if value & RST_CPU:
             self._reset_machine()
+
+
+class AmongConfigPorts:
+    """Ports 0xcf8 to 0xcff of a machine with PCI: a byte at 0xcf9 is the reset control register's, the rest `bridge`'s.
+
+    They can share because the bridge's address register takes whole dwords only: any other access passes on to the bus
+    behind it (PCI 3.0, 3.2.2.3.2).
+    """
+
+    __slots__ = ("_bridge", "_reset_control", "lock", "name")
+
+    def __init__(self, bridge: BusDevice, reset_control: BusDevice) -> None:
+        self._bridge = bridge
+        self._reset_control = reset_control
+        self.name = bridge.name
+        self.lock = bridge.lock
+
+    def read(self, offset: int, size: int) -> int:
+        """The bus's read. The bus holds `lock`, the bridge's."""
+        if (offset, size) == (1, 1):
+            with self._reset_control.lock:
+                return self._reset_control.read(0, 1)
+        return self._bridge.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The bus's write. The bus holds `lock`, the bridge's."""
+        if (offset, size) == (1, 1):
+            with self._reset_control.lock:
+                self._reset_control.write(0, 1, value)
+        else:
+            self._bridge.write(offset, size, value)

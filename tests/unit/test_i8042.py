@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from pyvmm.devices.i8042 import I8042
 from pyvmm.devices.port92 import Port92
 from pyvmm.devices.resetcontrol import ResetControl
+from pyvmm.machine import Machine
 from tests.support import RecordingLine
 
 OBF, IBF, SYS, COMMAND, UNLOCKED, AUX, TIMEOUT = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40
@@ -265,3 +268,51 @@ def test_reset_control_as_linux_does_it(resets):
     assert resets == []
     port.write(0, 1, value | 0x06)
     assert resets == ["reset"]
+
+
+class ConfigPorts:
+    """Stands in for a host bridge: remembers what comes to it."""
+
+    def __init__(self):
+        self.name, self.lock, self.seen = "bridge", threading.Lock(), []
+
+    def read(self, offset, size):
+        assert self.lock.locked()
+        self.seen.append((offset, size))
+        return 0
+
+    def write(self, offset, size, value):
+        assert self.lock.locked()
+        self.seen.append((offset, size, value))
+
+
+def pc():
+    """A machine and the ways in which its guest has ended the run."""
+    ends = []
+    return Machine([(0, 1 << 20)], lambda *_: None, lambda _: None, lambda outcome: ends.append(outcome.detail)), ends
+
+
+def test_reset_control_lives_among_the_ports_of_a_pci_host_bridge():
+    """PCI 3.0, 3.2.2.3.2: what is no dword at 0xcf8 is no configuration address; a byte at 0xcf9 may be something else."""
+    machine, ends = pc()
+    bridge = ConfigPorts()
+    machine.add_pci(bridge)
+    ports = machine.ports
+    ports.write(0xCF9, 1, 0x02)
+    assert ports.read(0xCF9, 1) == 0x02 and bridge.seen == []
+    for port, size in ((0xCF8, 4), (0xCF8, 1), (0xCF9, 2), (0xCFB, 1), (0xCFC, 4), (0xCFD, 1), (0xCFE, 2), (0xCFF, 1)):
+        ports.read(port, size)
+        ports.write(port, size, 0x06)
+        assert bridge.seen == [(port - 0xCF8, size), (port - 0xCF8, size, 0x06)]
+        bridge.seen.clear()
+    assert ends == [] and ports.read(0xCF9, 1) == 0x02
+    ports.write(0xCF9, 1, 0x06)
+    assert ends == ["the guest reset the machine through port 0xcf9"]
+    assert ports.read(0xCFC, 8) == 2**64 - 1, "nothing answers an access that goes beyond the ports"
+
+
+def test_a_machine_without_pci_has_nothing_at_its_ports():
+    machine, _ = pc()
+    assert machine.ports.read(0xCF8, 4) == machine.ports.read(0xCFC, 4) == 0xFFFFFFFF
+    assert machine.ports.unclaimed_reads == 2
+    assert machine.ports.read(0xCF9, 1) == 0
