@@ -11,6 +11,7 @@ ID_BLOCK = 2
 ID_CONSOLE = 3
 ID_RNG = 4
 ID_BALLOON = 5
+ID_9P = 9
 ID_VSOCK = 19
 
 DEVICE_NAMES = {
@@ -19,6 +20,7 @@ DEVICE_NAMES = {
     ID_CONSOLE: "console",
     ID_RNG: "rng",
     ID_BALLOON: "balloon",
+    ID_9P: "9p",
     ID_VSOCK: "vsock",
 }
 
@@ -154,3 +156,6 @@ VSOCK_OP_RW, VSOCK_OP_CREDIT_UPDATE, VSOCK_OP_CREDIT_REQUEST = 5, 6, 7
 VSOCK_SHUTDOWN_RECEIVE, VSOCK_SHUTDOWN_SEND = 1, 2
 """5.10.6.5: flags of SHUTDOWN, as masks."""
 VSOCK_EVENT_TRANSPORT_RESET = 0
+
+# --- 9P transport (5: a number alone; linux/virtio_9p.h has the rest) --------------------------------------------
+P9_F_MOUNT_TAG = 0
