@@ -293,7 +293,7 @@ def pc():
 
 
 def test_reset_control_lives_among_the_ports_of_a_pci_host_bridge():
-    """PCI 3.0, 3.2.2.3.2: what is no dword at 0xcf8 is no configuration address; a byte at 0xcf9 may be something else."""
+    """PCI 3.0, 3.2.2.3.2: what is no dword at 0xcf8 is no configuration address, so 0xcf9 can be a port of its own."""
     machine, ends = pc()
     bridge = ConfigPorts()
     machine.add_pci(bridge)
