@@ -181,6 +181,11 @@ class VirtioDevice:
             if queue.ready:
                 self.ring(queue.index)  # what was made available before DRIVER_OK
 
+    @property
+    def driver_features(self) -> int:
+        """The features that the driver has written; not negotiated before FEATURES_OK."""
+        return self._driver_features
+
     def set_driver_features(self, word: int, value: int) -> None:
         """The driver accepts 32 features, numbers 32 * `word` and on; ignored unless it is its time (3.1.1)."""
         if self._status == STATUS_ACKNOWLEDGE | STATUS_DRIVER and word in (0, 1):

@@ -1,7 +1,7 @@
 """virtio over MMIO, version 2: the registers by which a driver sees a device (virtio 1.3, 4.2).
 
-Imports device, registers and spec. Everything that is not a register's encoding is `VirtioDevice`'s, so that another
-transport can share it.
+Imports transport, registers and spec. What is not a register's encoding is `Transport`'s, which other transports share,
+or `VirtioDevice`'s.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pyvmm.virtio.spec import (
     MMIO_MAGIC,
     MMIO_VERSION,
 )
+from pyvmm.virtio.transport import RING_PARTS, Transport, ring_half
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.virtio.device import VirtioDevice
-    from pyvmm.virtio.queue import Virtqueue
 
 LENGTH = 0x1000
 """Bytes that a transport answers for: registers, then up to 3,840 bytes of configuration space."""
@@ -82,36 +82,22 @@ REGISTERS = RegisterMap(
 )
 QUEUE_NOTIFY = REGISTERS["QueueNotify"].offset
 """What an ioeventfd listens to: a write of 4 bytes with the queue's index."""
-_RING_PARTS = {"Desc": "descriptors", "Driver": "driver", "Device": "device"}
 
 
-class VirtioMmio:
+class VirtioMmio(Transport):
     """The transport of one device: a bus device of LENGTH bytes.
 
     Control registers take aligned accesses of 4 bytes only (4.2.2.2); other reads give 0 and other writes vanish, as
     those of registers that are not there do. `interrupt()` signals an edge.
     """
 
-    __slots__ = (
-        "_device_word",
-        "_driver_word",
-        "_interrupt",
-        "_pending",
-        "_pending_lock",
-        "_selected",
-        "device",
-        "lock",
-        "name",
-    )
+    __slots__ = ("_interrupt", "_pending", "_pending_lock")
 
     def __init__(self, device: VirtioDevice, interrupt: Callable[[], None]) -> None:
-        self.device = device
-        self.name = device.name
-        self.lock = device.lock
+        super().__init__(device)
         self._interrupt = interrupt
         self._pending = 0
         self._pending_lock = Lock()  # a leaf: the data plane sets bits while a vCPU clears others
-        self._selected = self._device_word = self._driver_word = 0
         device.notifications = self
 
     # --- Telling the driver -------------------------------------------------------------------------------------------
@@ -165,12 +151,6 @@ class VirtioMmio:
         if writer is not None and size == 4:
             writer(self, value)
 
-    @property
-    def _queue(self) -> Virtqueue | None:
-        """The queue that QueueSel selects, or None."""
-        queues = self.device.queues
-        return queues[self._selected] if self._selected < len(queues) else None
-
     def read_magicvalue(self) -> int:
         return MMIO_MAGIC
 
@@ -183,36 +163,20 @@ class VirtioMmio:
     def read_vendorid(self) -> int:
         return VENDOR_ID
 
-    def read_devicefeatures(self) -> int:
-        return self.device.offered >> 32 * self._device_word & 0xFFFFFFFF if self._device_word < 2 else 0
-
-    def write_devicefeaturessel(self, value: int) -> None:
-        self._device_word = value
-
-    def write_driverfeatures(self, value: int) -> None:
-        self.device.set_driver_features(self._driver_word, value)
-
-    def write_driverfeaturessel(self, value: int) -> None:
-        self._driver_word = value
-
-    def write_queuesel(self, value: int) -> None:
-        self._selected = value
+    read_devicefeatures = Transport.read_offered
+    write_devicefeaturessel = Transport.write_offered_word
+    write_driverfeatures = Transport.write_accepted
+    write_driverfeaturessel = Transport.write_driver_word
+    write_queuesel = Transport.write_selected
+    write_queuesize = Transport.write_size
+    read_queueready = Transport.read_ready
 
     def read_queuesizemax(self) -> int:
-        queue = self._queue
+        queue = self.queue
         return queue.max_size if queue is not None else 0
 
-    def write_queuesize(self, value: int) -> None:
-        queue = self._queue
-        if queue is not None and self.device.may_set_up(queue):
-            queue.size = value
-
-    def read_queueready(self) -> int:
-        queue = self._queue
-        return int(queue is not None and queue.ready)
-
     def write_queueready(self, value: int) -> None:
-        queue = self._queue
+        queue = self.queue
         if queue is not None and value & 1:
             self.device.enable_queue(queue)
         elif queue is not None:
@@ -228,15 +192,10 @@ class VirtioMmio:
         with self._pending_lock:
             self._pending &= ~value
 
-    def read_status(self) -> int:
-        return self.device.status
-
-    def write_status(self, value: int) -> None:
-        self.device.set_status(value & 0xFF)
-        if value & 0xFF == 0:
-            self._selected = self._device_word = self._driver_word = 0
-            with self._pending_lock:
-                self._pending = 0
+    def restarted(self) -> None:
+        """The device has been reset, and nothing is left to be acknowledged."""
+        with self._pending_lock:
+            self._pending = 0
 
     def read_shmlenlow(self) -> int:
         return NO_REGION
@@ -250,25 +209,13 @@ class VirtioMmio:
         return self.device.config_generation
 
 
-def _ring_address(part: str, shift: int) -> Callable[[VirtioMmio, int], None]:
-    """The writer of one half of the address of a ring's part."""
-
-    def write(self: VirtioMmio, value: int) -> None:
-        queue = self._queue
-        if queue is not None and self.device.may_set_up(queue):
-            other = getattr(queue, part) & ~(0xFFFFFFFF << shift)
-            setattr(queue, part, other | value << shift)
-
-    return write
-
-
 def _bind() -> tuple[dict[int, Callable[[VirtioMmio], int]], dict[int, Callable[[VirtioMmio, int], None]]]:
     """The functions that serve each register, by offset."""
     readers: dict[int, Callable[[VirtioMmio], int]] = {}
     writers: dict[int, Callable[[VirtioMmio, int], None]] = {}
     halves = {
-        f"Queue{name}{half}": _ring_address(part, shift)
-        for name, part in _RING_PARTS.items()
+        f"Queue{name}{half}": ring_half(part, shift)[1]
+        for name, part in zip(("Desc", "Driver", "Device"), RING_PARTS, strict=True)
         for half, shift in (("Low", 0), ("High", 32))
     }
     for register in REGISTERS:

@@ -56,6 +56,17 @@ USED_F_NO_NOTIFY = 1
 CHAIN_LIMIT = 1 << 32
 """2.7.5.2: bytes that all buffers of one chain may have together."""
 
+# --- virtio over PCI (4.1) ---------------------------------------------------------------------------------------
+PCI_VENDOR = 0x1AF4
+PCI_DEVICES = 0x1040
+"""4.1.2: PCI's device id is this plus the virtio device's."""
+PCI_CAP_COMMON_CFG, PCI_CAP_NOTIFY_CFG, PCI_CAP_ISR_CFG, PCI_CAP_DEVICE_CFG, PCI_CAP_PCI_CFG = 1, 2, 3, 4, 5
+"""4.1.4: types of capabilities."""
+PCI_CAP_BAR, PCI_CAP_OFFSET, PCI_CAP_LENGTH, PCI_CAP_DATA = 4, 8, 12, 16
+"""4.1.4, 4.1.4.9: offsets in a capability."""
+MSI_NO_VECTOR = 0xFFFF
+"""4.1.5.1.2: no message."""
+
 # --- virtio over MMIO (4.2.2) ------------------------------------------------------------------------------------
 MMIO_MAGIC = 0x74726976
 MMIO_VERSION = 2
