@@ -10,8 +10,8 @@ import errno
 import mmap
 import os
 
-from pyvmm.backends.raw import RawDisk
-from pyvmm.errors import BackendError
+from pyvmm.backends.raw import RawDisk, check_size
+from pyvmm.errors import BackendError, UsageError
 from pyvmm.virtio.chain import pieces
 
 TYPE_CHECKING = False
@@ -77,6 +77,28 @@ class OverlayDisk:
         self._top.write_zeroes(offset, length, True)
         self._mark(offset, end)
 
+    def resize(self, size: int | None = None) -> None:
+        """Make the disk `size` bytes long; the base stays as it is, and what is new reads as zeroes.
+
+        Raises UsageError, also without a `size` (a base may not change), and BackendError where the host cannot do it.
+        """
+        if size is None:
+            raise UsageError(f"disk {self.path}: with an overlay its size does not follow the image (expected a size)")
+        check_size(self.path, size)
+        before, clusters = self.size, -(-size // CLUSTER)
+        try:
+            if size < before:
+                self._copy_up(size, size)  # so that what is cut off does not come back from the base
+            self._top.resize(size)
+            self._written.resize(clusters)
+        except OSError as error:
+            if isinstance(error, BackendError):
+                raise
+            raise BackendError(f"disk {self.path}: cannot be resized: {error.strerror or error}") from error
+        # Behind its end the base reads as zeroes by itself. What it has before that was cut off from this disk.
+        self._mark(-(-before // CLUSTER) * CLUSTER, min(size, self._base.size))
+        self.size = size
+
     def close(self) -> None:
         """Drop what was written and close the base."""
         self._top.close()
@@ -111,7 +133,8 @@ class OverlayDisk:
 
     def _mark(self, offset: int, end: int) -> None:
         first, last = offset // CLUSTER, -(-end // CLUSTER)
-        self._written[first:last] = b"\1" * (last - first)
+        if first < last:
+            self._written[first:last] = b"\1" * (last - first)
 
 
 def _temporary(size: int) -> tuple[int, mmap.mmap]:

@@ -1,7 +1,7 @@
 """A raw disk image: the bytes of a file or of a block device, read and written where the guest's memory lies.
 
-Imports chain's `pieces`. Whoever opens it (`disk.open_disk`) has judged the file and holds the lock. Nothing here
-looks at what the bytes mean.
+Imports errors and chain's `pieces`. Whoever opens it (`disk.open_disk`) has judged the file and holds the lock. Nothing
+here looks at what the bytes mean.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import stat
 from struct import Struct
 
+from pyvmm.errors import BackendError, UsageError
 from pyvmm.virtio.chain import pieces
 
 TYPE_CHECKING = False
@@ -22,6 +23,8 @@ SECTOR = 512
 PAGE = 4096
 IOV_MAX = 1024
 """Buffers of one preadv or pwritev (UIO_MAXIOV, linux/uio.h)."""
+LARGEST = (1 << 63) - SECTOR
+"""Bytes of a file at most (off_t), in whole sectors."""
 PIECE = 1 << 20
 """Bytes of zeroes written at a time where the host cannot zero a range by itself."""
 
@@ -70,15 +73,42 @@ class RawDisk:
         self._block_device = stat.S_ISBLK(status.st_mode)
         self.may_unmap = not self._block_device
         self._failure = 0  # the errno, and not the exception, which would keep the guest's memory from being unmapped
+        self._end = self._length()
         if self._block_device:
-            self._end = int.from_bytes(fcntl.ioctl(fd, BLKGETSIZE64, bytes(8)), "little")
             self.block_size = int(_UINT.unpack(fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0])
             self.physical_block_size = int(_UINT.unpack(fcntl.ioctl(fd, BLKPBSZGET, bytes(4)))[0])
         else:
-            self._end = status.st_size
             self.block_size = SECTOR
             self.physical_block_size = PAGE
         self.size = -(-self._end // SECTOR) * SECTOR
+
+    def _length(self) -> int:
+        """Bytes that the host says there are."""
+        if self._block_device:
+            return int.from_bytes(fcntl.ioctl(self._fd, BLKGETSIZE64, bytes(8)), "little")
+        return os.fstat(self._fd).st_size
+
+    def resize(self, size: int | None = None) -> None:
+        """Make the file `size` bytes long, what is new reads as zeroes; None: see how long it has become.
+
+        Raises UsageError where it cannot be made so long from here, BackendError where the host cannot do it.
+        """
+        if size is not None:
+            check_size(self.path, size)
+            if self._block_device:
+                raise UsageError(f"disk {self.path}: a block device has the size that the host gives it")
+            if self.readonly:
+                raise UsageError(f"disk {self.path}: is read-only, so it keeps its size")
+        try:
+            if size is not None:
+                os.ftruncate(self._fd, size)
+            end = self._length()
+        except OSError as error:
+            raise BackendError(f"disk {self.path}: cannot be resized: {error.strerror or error}") from error
+        if not end:
+            raise BackendError(f"disk {self.path}: has become empty")
+        self._end = end
+        self.size = -(-end // SECTOR) * SECTOR
 
     def readv(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill `views`, one after the other, with the bytes from `offset` on."""
@@ -166,6 +196,12 @@ class RawDisk:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def check_size(path: str, size: int) -> None:
+    """Raises UsageError, which names `path`, unless a disk can be `size` bytes long."""
+    if not 0 < size <= LARGEST or size % SECTOR:
+        raise UsageError(f"disk {path}: a size of {size} bytes (expected a multiple of {SECTOR}, {LARGEST} at most)")
 
 
 def _blank(views: Sequence[memoryview]) -> None:

@@ -98,6 +98,12 @@ if TYPE_CHECKING:
 
         def write_zeroes(self, offset: int, length: int, unmap: bool) -> None: ...
 
+        def resize(self, size: int | None) -> None:
+            """Become `size` bytes long, or, with None, as long as what it is made of has become.
+
+            Raises UsageError, BackendError; it is then as long as before.
+            """
+
         def close(self) -> None:
             """A second call does nothing."""
 
@@ -218,6 +224,24 @@ class VirtioBlock(VirtioDevice):
 
     def close(self) -> None:
         self.disk.close()
+
+    def resize(self, size: int | None = None, *, shrink: bool = False) -> int:
+        """Make the disk `size` bytes long, or, with None, as long as its image has become; returns how long it is.
+
+        The driver is told (5.2.4). Any thread but the device's; waits until the request in hand is done. Raises
+        UsageError, BackendError, and without `shrink` a UsageError for a `size` that would cut off data.
+        """
+        with self.plane:
+            before = self.disk.size
+            if size is not None and size < before and not shrink:
+                raise UsageError(f"{self.name}: at {size} bytes the disk would lose its last {before - size}")
+            self.disk.resize(size)
+            now = self.disk.size
+            self._capacity = now // SECTOR
+        with self.lock:
+            if now != before:
+                self.config_changed()
+        return now
 
     # --- Serving ------------------------------------------------------------------------------------------------------
 

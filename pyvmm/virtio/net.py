@@ -60,7 +60,6 @@ class VirtioNet(VirtioDevice):
     `mac` is its address, 6 bytes; `mtu` the largest packet in bytes that the driver is told of, 68 to 65535, or None;
     without `spoof` nothing leaves that has another source address. `report(text)` is told when the network has gone.
 
-    link     whether the back-end is there: the link status that the driver sees
     counts   frames moved, and those dropped by reason (DROPS)
 
     Raises UsageError.
@@ -88,7 +87,6 @@ class VirtioNet(VirtioDevice):
             raise UsageError(f"MTU of {mtu} (expected {MIN_MTU} to {MAX_MTU})")
         self.queue_sizes = (queue_size, queue_size, CONTROL_QUEUE_SIZE)
         super().__init__(name)
-        self.link = True
         self.counts = dict.fromkeys(("received", "transmitted", *self.DROPS), 0)
         self._backend = backend
         self._header = NET_HDR_LENGTH if backend.vnet_header else 0  # bytes of it in the back-end's frames
@@ -97,6 +95,8 @@ class VirtioNet(VirtioDevice):
         self._spoof = spoof
         self._report = report
         self._filter = ReceiveFilter(mac)
+        self._gone = False  # the back-end
+        self._unplugged = False
         self._unsent: tuple[Chain | None, memoryview] | None = None  # what the back-end had no room for
         self._forget_driver()
 
@@ -124,12 +124,32 @@ class VirtioNet(VirtioDevice):
         """5.1.4. All of it is read-only."""
         return CONFIG.pack(self._filter.mac, NET_S_LINK_UP if self.link else 0, 1, self._mtu or 0)
 
+    @property
+    def link(self) -> bool:
+        """The link status that the driver sees: the back-end is there, and nobody has pulled the cable."""
+        return not self._gone and not self._unplugged
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in or pull it; while it is out, frames are dropped both ways. Any thread but the device's."""
+        with self.plane:
+            before = self.link
+            self._unplugged = not up
+            changed = self.link != before
+            if changed and self._held is not None:
+                self._held = None
+                self.counts["no link"] += 1
+        with self.lock:
+            if changed:
+                self.config_changed()
+            if self.live:
+                self.ring(RECEIVE)  # what the data plane waits for is another thing now
+
     def activate(self) -> None:
         """Have the back-end leave to the driver what it takes."""
         self._set_offloads(self.features)
 
     def _set_offloads(self, features: int) -> None:
-        if self._header and self.link:
+        if self._header and not self._gone:
             try:
                 self._backend.offloads(*guest_offloads(features))
             except BackendError as error:
@@ -153,9 +173,9 @@ class VirtioNet(VirtioDevice):
     def sources(self) -> Sequence[tuple[int, int]]:
         """The back-end, for input only while there is a buffer for it, for output only while a frame waits."""
         events = select.POLLOUT if self._unsent is not None else 0
-        if self._buffers and self._held is None:
+        if self._unplugged or (self._buffers and self._held is None):
             events |= select.POLLIN
-        fd = self._backend.fileno() if events and self.link else -1
+        fd = self._backend.fileno() if events and not self._gone else -1
         return ((fd, events),) if fd >= 0 else ()
 
     def ready(self, fd: int, events: int) -> None:
@@ -182,7 +202,7 @@ class VirtioNet(VirtioDevice):
 
     def _lose(self, error: BackendError) -> None:
         """The back-end has gone: the link is down for good (5.1.4). What the driver sends is dropped."""
-        self.link = False
+        self._gone = True
         self._held = None
         unsent, self._unsent = self._unsent, None
         if unsent is not None and unsent[0] is not None:
@@ -260,9 +280,9 @@ class VirtioNet(VirtioDevice):
             self._buffers, self._held = ReceiveBuffers(), None
             return
         for _ in range(BUDGET):
-            if not self.link or not (self._buffers or self._buffers.take(queue)):
+            if self._gone or not (self._unplugged or self._buffers or self._buffers.take(queue)):
                 return
-            if not self._buffers:
+            if not self._unplugged and not self._buffers:
                 continue
             try:
                 frame = self._held or self._backend.receive()
@@ -283,6 +303,8 @@ class VirtioNet(VirtioDevice):
             reason = "header"
         elif self._too_long(payload, header):
             reason = "oversize"
+        elif self._unplugged:
+            reason = "no link"
         elif not self._filter.accepts(bytes(payload[:MAC])):
             reason = "filtered"
         else:

@@ -55,6 +55,11 @@ class MemoryDisk:
         self._did("zero", offset, length, unmap)
         self.data[offset : offset + length] = bytes(length)
 
+    def resize(self, size):
+        self._did("resize", size)
+        self.data = self.data[:size].ljust(size, b"\0")
+        self.size = size
+
     def close(self):
         self.closed = True
 
