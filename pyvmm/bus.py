@@ -8,13 +8,13 @@ does, writes vanish, and both are counted.
 from __future__ import annotations
 
 from bisect import bisect_right
+from threading import Lock
 
 from pyvmm.errors import BusConflictError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from threading import Lock
     from typing import Protocol
 
     class BusDevice(Protocol):
@@ -44,9 +44,12 @@ Range = tuple[int, int, "BusDevice"]
 
 
 class Bus:
-    """Dispatches accesses to the devices attached. Attach and detach while no vCPU runs; accesses from any thread."""
+    """Dispatches accesses to the devices attached. Everything from any thread, also while devices come and go.
 
-    __slots__ = ("_bases", "_near", "_ranges", "limit", "name", "unclaimed_reads", "unclaimed_writes")
+    An access that has found its device just before that is detached still reaches it.
+    """
+
+    __slots__ = ("_changing", "_near", "_table", "limit", "name", "unclaimed_reads", "unclaimed_writes")
 
     def __init__(self, name: str, limit: int) -> None:
         """A bus called `name` in messages, with addresses from 0 up to but excluding `limit`."""
@@ -54,8 +57,9 @@ class Bus:
         self.limit = limit
         self.unclaimed_reads = 0
         self.unclaimed_writes = 0
-        self._bases: list[int] = []
-        self._ranges: list[Range] = []
+        self._changing = Lock()
+        # Bases and ranges, ordered. Neither list ever changes: a search without a lock needs both as they were made.
+        self._table: tuple[list[int], list[Range]] = ([], [])
         # Addresses seen before, with their range: a dict hit costs a third of a search.
         self._near: dict[int, Range] = {}
 
@@ -67,43 +71,51 @@ class Bus:
         end = base + length
         if length <= 0 or base < 0 or end > self.limit:
             raise BusConflictError(f"{device.name}: {base:#x}+{length:#x} does not fit the {self.name} bus")
-        at = bisect_right(self._bases, base)
-        for start, stop, other in self._ranges[max(at - 1, 0) : at + 1]:
-            if base < stop and start < end:
-                raise BusConflictError(
-                    f"{device.name} at {base:#x}-{end - 1:#x} overlaps {other.name} at {start:#x}-{stop - 1:#x} "
-                    f"on the {self.name} bus"
-                )
-        self._bases.insert(at, base)
-        self._ranges.insert(at, (base, end, device))
-        self._near.clear()
+        with self._changing:
+            bases, ranges = self._table
+            at = bisect_right(bases, base)
+            for start, stop, other in ranges[max(at - 1, 0) : at + 1]:
+                if base < stop and start < end:
+                    raise BusConflictError(
+                        f"{device.name} at {base:#x}-{end - 1:#x} overlaps {other.name} at {start:#x}-{stop - 1:#x} "
+                        f"on the {self.name} bus"
+                    )
+            self._replace([*bases[:at], base, *bases[at:]], [*ranges[:at], (base, end, device), *ranges[at:]])
 
     def detach(self, base: int) -> None:
         """Remove the range that starts at `base`; KeyError if none does."""
-        at = bisect_right(self._bases, base) - 1
-        if at < 0 or self._bases[at] != base:
-            raise KeyError(f"nothing is attached at {base:#x} on the {self.name} bus")
-        del self._bases[at], self._ranges[at]
-        self._near.clear()
+        with self._changing:
+            bases, ranges = self._table
+            at = bisect_right(bases, base) - 1
+            if at < 0 or bases[at] != base:
+                raise KeyError(f"nothing is attached at {base:#x} on the {self.name} bus")
+            self._replace(bases[:at] + bases[at + 1 :], ranges[:at] + ranges[at + 1 :])
+
+    def _replace(self, bases: list[int], ranges: list[Range]) -> None:
+        # In this order: `find` takes them in the other one, so no range of an older table gets into a newer dict.
+        self._table = bases, ranges
+        self._near = {}
 
     def ranges(self) -> Iterator[tuple[int, int, BusDevice]]:
         """All attached ranges as (base, length, device), by address."""
-        for base, end, device in self._ranges:
+        for base, end, device in self._table[1]:
             yield base, end - base, device
 
     def find(self, address: int, size: int) -> Range | None:
         """The range (base, end, device) that holds all `size` bytes at `address`, or None."""
-        found = self._near.get(address)
+        near = self._near
+        found = near.get(address)
         if found is None:
-            at = bisect_right(self._bases, address) - 1
+            bases, ranges = self._table
+            at = bisect_right(bases, address) - 1
             if at < 0:
                 return None
-            found = self._ranges[at]
+            found = ranges[at]
             if address >= found[1]:
                 return None
             # A guest chooses the addresses: without a bound it would choose how much memory this takes.
-            if len(self._near) < 4096:
-                self._near[address] = found
+            if len(near) < 4096:
+                near[address] = found
         return found if address + size <= found[1] else None
 
     def read(self, address: int, size: int) -> int:

@@ -1,11 +1,14 @@
 """The bus: who answers, what is unclaimed, what may not be attached."""
 
+import sys
 import threading
+from bisect import bisect_right
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm import bus as bus_module
 from pyvmm.bus import Bus
 from pyvmm.errors import BusConflictError
 
@@ -113,6 +116,62 @@ def test_a_guest_cannot_grow_the_cache_without_bound():
     for address in range(10000):
         bus.read(address, 1)
     assert len(bus._near) <= 4096
+
+
+@pytest.mark.parametrize("new", [None, 0x4000])
+def test_a_range_that_moves_during_a_search_is_not_found_where_it_was(monkeypatch, new):
+    """Not in that search's cache either: the next access must see the table as it is then."""
+    bus, device, moves = Bus("MMIO", 1 << 16), Recorder(value=7), []
+    bus.attach(0x1000, 0x100, device)
+    bus.attach(0x2000, 0x100, Recorder(value=8))
+
+    def search(bases, address):
+        at = bisect_right(bases, address)
+        if not moves:
+            moves.append(address)
+            bus.detach(0x1000)
+            if new is not None:
+                bus.attach(new, 0x100, device)
+        return at
+
+    monkeypatch.setattr(bus_module, "bisect_right", search)
+    assert bus.read(0x1010, 1) == 7, "it was there when the search began"
+    assert bus.read(0x1010, 1) == 0xFF and bus.read(0x2010, 1) == 8
+    assert bus.read(0x4010, 1) == (0xFF if new is None else 7)
+
+
+def test_what_stays_is_found_while_ranges_come_and_go():
+    bus, ended = Bus("MMIO", 1 << 16), threading.Event()
+    for number in range(8):
+        bus.attach(0x1000 * (2 * number + 1), 0x1000, Recorder(value=number))
+    wrong = []
+
+    def look(number):
+        while not ended.is_set():
+            value = bus.read(0x1000 * (2 * number + 1) + 8 * number, 1)
+            other = bus.read(0x2004, 1)
+            if value != number or other not in (0x55, 0xFF):
+                wrong.append((number, value, other))
+
+    threads = [threading.Thread(target=look, args=(number,)) for number in (0, 7)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(300):
+            for number in range(8):
+                bus.attach(0x2000 * number, 0x1000, Recorder(value=0x55))
+            for number in range(8):
+                bus.detach(0x2000 * number)
+        ended.set()
+        for thread in threads:
+            thread.join()
+    finally:
+        ended.set()
+        sys.setswitchinterval(interval)
+    assert wrong == []
+    assert len(list(bus.ranges())) == 8
 
 
 @given(
