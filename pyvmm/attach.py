@@ -5,6 +5,7 @@ May import virtio, the back-ends and slots; KVM only through the VM's descriptor
 
 from __future__ import annotations
 
+from pyvmm.errors import UsageError
 from pyvmm.events import EventFd
 from pyvmm.slots import slots
 from pyvmm.virtio.mmio import LENGTH, QUEUE_NOTIFY, VirtioMmio
@@ -169,6 +170,14 @@ class VirtioDevices:
         """Serve again, every queue as if the driver had rung."""
         for plane in self._planes:
             plane.resume()
+
+    def device(self, name: str) -> VirtioDevice:
+        """The device called `name`, as "blk0". Raises UsageError, which says what there is."""
+        for device in self.devices:
+            if device.name == name:
+                return device
+        there = ", ".join(device.name for device in self.devices)
+        raise UsageError(f"there is no device {name!r} (there {f'are {there}' if there else 'is none'})")
 
     def close(self) -> None:
         """End the data planes and close the back-ends, each whatever the others do; raises the first failure."""

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vm import VmFd
     from pyvmm.observe import Observer
     from pyvmm.runloop import Repair
+    from pyvmm.virtio.balloon import VirtioBalloon
+    from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.faults import FaultPlan
 
     class Console(Protocol):
@@ -351,6 +353,42 @@ class VM:
         return None if self._virtio is None else self._virtio.faults
 
     @property
+    def state(self) -> str:
+        """"made", "running", "paused" or "ended"."""
+        if self.exit is not None:
+            return "ended"
+        return "made" if not self.loops else "paused" if self._control.pausing else "running"
+
+    @property
+    def balloon(self) -> VirtioBalloon | None:
+        """The balloon in the guest's memory, or None."""
+        from pyvmm.virtio.balloon import VirtioBalloon
+
+        devices = () if self._virtio is None else self._virtio.devices
+        return next((device for device in devices if isinstance(device, VirtioBalloon)), None)
+
+    def net_link(self, up: bool, device: str = "net0") -> None:
+        """Plug the cable of the network interface `device` in, or pull it. Raises UsageError if there is no such."""
+        from pyvmm.virtio.net import VirtioNet
+
+        found = self._device(device)
+        if not isinstance(found, VirtioNet):
+            raise UsageError(f"{device} is no network interface")
+        found.set_link(up)
+
+    def resize_disk(self, size: int | None = None, device: str = "blk0", *, shrink: bool = False) -> int:
+        """Make the disk `device` `size` bytes long, or, with None, as long as its image has become; returns its size.
+
+        Only with `shrink` does it become shorter. Raises UsageError, BackendError.
+        """
+        from pyvmm.virtio.block import VirtioBlock
+
+        found = self._device(device)
+        if not isinstance(found, VirtioBlock):
+            raise UsageError(f"{device} is no disk")
+        return found.resize(size, shrink=shrink)
+
+    @property
     def vcpus(self) -> tuple[VcpuFd, ...]:
         """The vCPUs; their registers mean something only while the VM is paused or has ended."""
         return self._vcpus
@@ -371,6 +409,11 @@ class VM:
         return Stats(self)
 
     # --- Inside ------------------------------------------------------------------------------------------------
+
+    def _device(self, name: str) -> VirtioDevice:
+        if self._virtio is None:
+            raise UsageError(f"there is no device {name!r} (there is none)")
+        return self._virtio.device(name)
 
     def _output(self, data: bytes) -> None:
         self._diagnosis.console.feed(data)
