@@ -354,7 +354,7 @@ class VM:
 
     @property
     def state(self) -> str:
-        """"made", "running", "paused" or "ended"."""
+        """How far it is: "made", "running", "paused" or "ended"."""
         if self.exit is not None:
             return "ended"
         return "made" if not self.loops else "paused" if self._control.pausing else "running"
