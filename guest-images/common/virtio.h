@@ -1,23 +1,18 @@
 /*
- * A driver for virtio-mmio devices and their split virtqueues: virtio 1.3, 4.2 (transport), 2.7 (rings)
+ * A driver for virtio devices and their split virtqueues: virtio 1.3, 4.2 and 4.1 (transports), 2.7 (rings)
  * and 3.1 (initialization). Devices are those that the command line names, as Linux has them:
  *     virtio_mmio.device=SIZE@ADDRESS:GSI
+ * Where it names none, they are those on PCI's bus 0, whose registers virtio-pci.h finds by the names that
+ * virtio-mmio has for them.
  *
  * A queue has up to SLOTS slots, each with a descriptor of its own, so nothing is ever allocated: who
  * uses the queue says which slot to submit and is told which slot was used.
  */
 #pragma once
 #include "boot.h"
+#include "virtio-pci.h"
 
 enum { VIRTIO_NET = 1, VIRTIO_BLOCK = 2, VIRTIO_CONSOLE = 3 };
-enum {
-    VIRTIO_MAGIC = 0x74726976,
-    R_MAGIC = 0x00, R_VERSION = 0x04, R_DEVICE_ID = 0x08, R_FEATURES = 0x10, R_FEATURES_SEL = 0x14,
-    R_DRIVER_FEATURES = 0x20, R_DRIVER_FEATURES_SEL = 0x24, R_QUEUE_SEL = 0x30, R_QUEUE_SIZE_MAX = 0x34,
-    R_QUEUE_SIZE = 0x38, R_QUEUE_READY = 0x44, R_QUEUE_NOTIFY = 0x50, R_INTERRUPT_STATUS = 0x60,
-    R_INTERRUPT_ACK = 0x64, R_STATUS = 0x70, R_QUEUE_DESC = 0x80, R_QUEUE_DRIVER = 0x90,
-    R_QUEUE_DEVICE = 0xa0, R_CONFIG = 0x100,
-};
 enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 64 };
 enum { F_NEXT = 1, F_WRITE = 2, F_INDIRECT = 4, NO_INTERRUPT = 1, NO_NOTIFY = 1 };
 
@@ -33,13 +28,19 @@ struct available { u16 flags, index, ring[SLOTS + 1]; };         /* behind the l
 struct used_element { u32 id, length; };
 struct used { u16 flags, index; struct used_element ring[SLOTS + 1]; };  /* likewise: avail_event, 16 bits */
 
-struct virtio { volatile u8 *registers; u32 kind, gsi; u64 features; };
+struct virtio {
+    volatile u8 *registers;     /* of virtio-mmio; 0: it is on PCI */
+    struct virtio_pci pci;
+    u32 kind, gsi;
+    u64 features;
+};
 
 struct queue {
     struct descriptor table[SLOTS] __attribute__((aligned(16)));
     volatile struct available available;
     volatile struct used used __attribute__((aligned(4)));
     struct virtio *device;
+    volatile void *doorbell;    /* where it is notified */
     u16 number, size, seen;     /* its number in the device; its slots; used elements taken so far */
     u16 announced;              /* the available index up to which the device was notified */
     u32 notifications;          /* how many were really sent */
@@ -48,11 +49,24 @@ struct queue {
 static struct virtio devices[MAX_DEVICES];
 static u32 device_count;
 
-static inline u32 get(const struct virtio *device, u32 offset) { return *(volatile u32 *)(device->registers + offset); }
+/* The register that virtio-mmio has at `offset`; from R_CONFIG on, the device's configuration. */
+static inline u32 get(const struct virtio *device, u32 offset)
+{
+    return device->registers ? *(volatile u32 *)(device->registers + offset) : virtio_pci_get(&device->pci, offset);
+}
 
 static inline void set(const struct virtio *device, u32 offset, u32 value)
 {
-    *(volatile u32 *)(device->registers + offset) = value;
+    if (device->registers)
+        *(volatile u32 *)(device->registers + offset) = value;
+    else
+        virtio_pci_set(&device->pci, offset, value);
+}
+
+/* A byte of the device's configuration. */
+static UNUSED u8 config(const struct virtio *device, u32 offset)
+{
+    return device->registers ? device->registers[R_CONFIG + offset] : device->pci.config[offset];
 }
 
 /* Orders a store before a later load, which x86 does not by itself (Intel SDM volume 3A, 9.2.2). */
@@ -75,12 +89,20 @@ static UNUSED const char *next_word(const char *text)
     return *text ? text : 0;
 }
 
+/* Devices that the command line names or, if it has no such word, those on PCI: by ports, or with ecam=ADDRESS. */
 static UNUSED void find_devices(const char *command_line)
 {
+    int named = 0;
+
     for (const char *word = command_line; word && *word; word = next_word(word)) {
+        const char *at = word;
+        if (starts_with(word, "ecam=")) {
+            pci_ecam = (volatile u8 *)(unsigned long)next_number(&at);
+            pci_memory = 0xc0000000;                    /* where QEMU's microvm machine has room for registers */
+        }
         if (!starts_with(word, "virtio_mmio.device=") || device_count == MAX_DEVICES)
             continue;
-        const char *at = word;
+        named = 1;
         while (*at && *at != '@')
             at++;
         struct virtio *device = &devices[device_count];
@@ -90,6 +112,13 @@ static UNUSED void find_devices(const char *command_line)
             device->kind = get(device, R_DEVICE_ID);
             device_count += device->kind != 0;
         }
+    }
+    for (u32 slot = 0; !named && slot < PCI_DEVICES && device_count < MAX_DEVICES; slot++) {
+        struct virtio *device = &devices[device_count];
+        device->registers = 0;
+        device->kind = virtio_pci_find(&device->pci, slot);
+        device->gsi = pci_read8(slot, PCI_INTERRUPT);
+        device_count += device->kind != 0;
     }
 }
 
@@ -143,6 +172,7 @@ static UNUSED void set_up_queue(struct virtio *device, struct queue *queue, u32 
         set(device, places[i], parts[i]);
         set(device, places[i] + 4, parts[i] >> 32);
     }
+    queue->doorbell = device->registers ? device->registers + R_QUEUE_NOTIFY : virtio_pci_queue(&device->pci, number);
     set(device, R_QUEUE_READY, 1);
 }
 
@@ -171,7 +201,10 @@ static inline UNUSED void notify(struct queue *queue)
         wanted = !(queue->used.flags & NO_NOTIFY);
     if (wanted) {
         queue->notifications++;
-        set(queue->device, R_QUEUE_NOTIFY, queue->number);
+        if (queue->device->registers)
+            *(volatile u32 *)queue->doorbell = queue->number;
+        else
+            *(volatile u16 *)queue->doorbell = queue->number;
     }
 }
 
@@ -194,4 +227,11 @@ static inline UNUSED void want_interrupts(struct queue *queue, int wanted)
     else
         queue->available.flags = wanted ? 0 : NO_INTERRUPT;
     fence();                                    /* then look again: a buffer may have been used before */
+}
+
+/* What an interrupt handler does; nothing for a message, which says all there is to say. */
+static inline UNUSED void acknowledge(const struct virtio *device)
+{
+    if (!device->pci.messages)
+        set(device, R_INTERRUPT_ACK, get(device, R_INTERRUPT_STATUS));
 }

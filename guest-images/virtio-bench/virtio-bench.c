@@ -55,7 +55,7 @@ static inline u64 now(void)
 __attribute__((interrupt)) static void on_interrupt(UNUSED void *frame)
 {
     if (interrupting)
-        set(interrupting, R_INTERRUPT_ACK, get(interrupting, R_INTERRUPT_STATUS));
+        acknowledge(interrupting);
     interrupts++;
     *lapic(LAPIC_END_OF_INTERRUPT) = 0;
 }
@@ -238,7 +238,7 @@ static void measure(const char *word, const struct test *test)
             prepare_frame(test, slot);
     }
     interrupting = queue->device;
-    set(interrupting, R_INTERRUPT_ACK, get(interrupting, R_INTERRUPT_STATUS));     /* what nobody waited for */
+    acknowledge(interrupting);                      /* what nobody waited for */
 
     deadline = 0;                                   /* one batch, so that every page has been touched */
     if (queue != &net[RX])
@@ -316,7 +316,7 @@ static void set_up_devices(void)
         set_up_queue(device, &net[TX], TX);
         start(device);
         for (u32 i = 0; i < sizeof mac; i++)
-            mac[i] = device->registers[R_CONFIG + i];
+            mac[i] = config(device, i);
         for (u32 slot = 0; slot < net[RX].size; slot++)
             offer_buffer(slot);
         want_interrupts(&net[RX], 0);
@@ -340,7 +340,10 @@ void guest_main(u32 magic, void *info)
     load_idt();
     *lapic(LAPIC_SPURIOUS) = LAPIC_SOFTWARE_ENABLE | SPURIOUS_VECTOR;
     for (u32 i = 0; i < device_count; i++)
-        route(devices[i].gsi, VECTOR, 0);
+        if (devices[i].registers)
+            route(devices[i].gsi, VECTOR, 0);
+        else if (!use_messages(&devices[i].pci, VECTOR))
+            fail("a device has no messages", 2);
     set_up_devices();
     enter_ring3(measure_all);
 }
