@@ -10,7 +10,8 @@ from pyvmm.virtio.mmio import REGISTERS
 from tests.fuzz.cases import POLITE, RINGS, TABLES
 from tests.fuzz.guard import Fault
 from tests.fuzz.session import Session
-from tests.support.virtiodriver import BASE, INDIRECT, NEXT, WRITE, Ring
+from tests.support.registers import BASE
+from tests.support.virtiodriver import INDIRECT, NEXT, WRITE, Ring
 
 U16 = 0xFFFF
 _READY, _STATUS = REGISTERS["QueueReady"].offset, REGISTERS["Status"].offset

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pyvmm.bus import Bus
 from pyvmm.virtio import spec
 from pyvmm.virtio.faults import FaultPlan
-from pyvmm.virtio.mmio import LENGTH, REGISTERS, VirtioMmio
+from pyvmm.virtio.mmio import REGISTERS
 from tests.fuzz.cases import HEAP, LOW_END, TABLES
 from tests.fuzz.guard import Fault, Guard, Ledger
-from tests.support.virtiodriver import BASE, Driver, Heap, Ring
+from tests.support.registers import BASE, MmioRegisters
+from tests.support.virtiodriver import Driver, Heap, Ring
 
 TURNS = 500
 """Turns of the data plane without an end after which it is taken to spin. A turn serves everything that is due."""
@@ -62,6 +62,7 @@ class Session(Driver):
         self.subject, self.device, self.memory = subject, subject.device, memory
         self.clock, self.kinds, self.lines = clock, kinds, lines
         self.interrupts = 0
+        self.on_interrupt = lambda: None
         self._sound = True  # what the device has is as the driver made it, so that answers can be judged
         self._correct = True  # the driver has kept to the rules of the ring since the last reset
         self.probing = False  # a good driver is at work: it looks for what came back itself
@@ -75,13 +76,12 @@ class Session(Driver):
             subject.ordered = False
         self._guard = device.memory = Guard(memory)
         device.ring = self._rung.append
-        self.transport = VirtioMmio(device, self._interrupt)
+        self.registers = MmioRegisters(device, self._interrupt)
+        self.transport = self.registers.transport
         self.heap = Buffers(memory, HEAP, LOW_END)
         self.heap.tables = TABLES
         self.ledger = Ledger(device, memory, self._interrupt_is_due)
-        bus = Bus("MMIO", 1 << 52)
-        bus.attach(BASE, LENGTH, self.transport)
-        self.bus = Watched(bus, self)  # type: ignore[assignment]
+        self.bus = self.registers.bus = Watched(self.registers.bus, self)
 
     # --- Watching the device ------------------------------------------------------------------------------------------
 

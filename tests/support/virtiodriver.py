@@ -6,14 +6,12 @@ indices and registers can be written raw.
 
 from struct import pack, unpack_from
 
-from pyvmm.bus import Bus
 from pyvmm.memory import GuestMemory
 from pyvmm.virtio import spec
 from pyvmm.virtio.device import VirtioDevice
-from pyvmm.virtio.mmio import REGISTERS, VirtioMmio
+from tests.support.registers import TRANSPORTS
 
 RAM = 1 << 20
-BASE = 0xD0000000
 RINGS = 0x1000
 """Where the rings lie, one after the other; buffers come from HEAP on."""
 HEAP = 0x40000
@@ -140,35 +138,43 @@ class Heap:
 
 
 class Driver:
-    """A driver with its device behind a virtio-mmio transport on a bus, and a megabyte of RAM."""
+    """A driver with its device behind a transport, and a megabyte of RAM.
 
-    def __init__(self, device: VirtioDevice, ram=RAM):
+    `get` and `put` take MMIO's names of registers whatever the transport; `registers` is the transport's driver.
+    `on_interrupt()` is called at each interrupt, which `interrupts` counts.
+    """
+
+    default = "mmio"
+    """Which of TRANSPORTS."""
+
+    def __init__(self, device: VirtioDevice, ram=RAM, transport=None):
         self.memory = GuestMemory.allocate([(0, ram)])
         self.device = device
         device.memory = self.memory
         self.interrupts = 0
-        self.transport = VirtioMmio(device, self._interrupt)
-        self.bus = Bus("MMIO", 1 << 52)
-        self.bus.attach(BASE, 0x1000, self.transport)
+        self.on_interrupt = lambda: None
+        self.registers = TRANSPORTS[transport or self.default](device, self._interrupt)
+        self.transport = self.registers.transport
         self.heap = Heap(self.memory, end=ram)
         self.rings: list[Ring] = []
 
     def _interrupt(self):
         self.interrupts += 1
+        self.on_interrupt()
 
     # --- Registers ----------------------------------------------------------------------------------------------------
 
-    def get(self, register, size=4):
-        return self.bus.read(BASE + REGISTERS[register].offset, size)
+    def get(self, register):
+        return self.registers.get(register)
 
-    def put(self, register, value, size=4):
-        self.bus.write(BASE + REGISTERS[register].offset, size, value)
+    def put(self, register, value):
+        self.registers.put(register, value)
 
     def config(self, offset, size):
-        return self.bus.read(BASE + spec.MMIO_CONFIG + offset, size)
+        return self.registers.config(offset, size)
 
     def put_config(self, offset, size, value):
-        self.bus.write(BASE + spec.MMIO_CONFIG + offset, size, value)
+        self.registers.put_config(offset, size, value)
 
     @property
     def status(self):

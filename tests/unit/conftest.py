@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.virtiodriver import Driver
+
 _forbidden = False
 
 
@@ -24,3 +26,18 @@ def no_kvm() -> Iterator[None]:
     _forbidden = True
     yield
     _forbidden = False
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of modules that have the virtio driver run over each transport, but for those of one of them."""
+    if getattr(metafunc.module, "Driver", None) is Driver:
+        chosen = metafunc.definition.get_closest_marker("transport")
+        metafunc.parametrize("transport", chosen.args if chosen else ("mmio", "pci"), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What virtio drivers use in this test."""
+    before, Driver.default = Driver.default, getattr(request, "param", Driver.default)
+    yield Driver.default
+    Driver.default = before

@@ -342,6 +342,7 @@ def test_numbers_go_on_after_a_reset():
     driver.close()
 
 
+@pytest.mark.transport("mmio")  # the only one with a way to do that
 def test_a_queue_that_was_taken_out_of_use_gets_nothing():
     driver = made("store0:delay=1s,nth=1", "store0:repeat=9,nth=2")
     requests(driver, 2)
@@ -485,7 +486,7 @@ def test_a_data_plane_lets_go_in_time():
     driver = Driver(Store("store0:delay=30ms,nth=1", "store0:reorder,nth=2"))
     plane = DataPlane(driver.device, driver.transport)
     told = threading.Event()
-    driver.transport._interrupt = told.set
+    driver.on_interrupt = told.set
     plane.start()
     driver.bring_up(without=NO_EVENT_IDX)
     began = time.monotonic()

@@ -18,6 +18,8 @@ from pyvmm.backends.net.tap import open_tap
 from pyvmm.errors import BackendError, UsageError
 from tests.support.headers import macros
 
+pytestmark = pytest.mark.transport("mmio")
+
 # --- Addresses -------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,8 @@ from pyvmm.virtio.block import VirtioBlock
 from pyvmm.virtio.spec import BLK_S_IOERR, BLK_S_OK, BLK_T_IN, BLK_T_OUT
 from tests.support.virtiodriver import Driver
 
+pytestmark = pytest.mark.transport("mmio")
+
 SIZE = 16 * CLUSTER + 512 + 100
 """Of the base: its last cluster is a short one, and so is its last sector."""
 WHOLE = 16 * CLUSTER + 1024

@@ -16,6 +16,8 @@ from tests.support.memorydisk import MemoryDisk
 from tests.support.virtiodriver import Driver
 from tests.support.writelog import Write, WriteLog
 
+pytestmark = pytest.mark.transport("mmio")
+
 
 class LoggedDriver(Driver):
     """A driver of a disk that logs: writes and flushes, in units of BLOCK, none of which may fail."""

@@ -24,6 +24,8 @@ from pyvmm.virtio.plane import DataPlane
 from tests.support.cli import wait_for
 from tests.support.virtiodriver import Driver
 
+pytestmark = pytest.mark.transport("mmio")
+
 BROADCAST = b"\xff" * 6
 A, B, C = (bytes((0x52, 0x54, 0, 0, 0, number)) for number in (1, 2, 3))
 

@@ -1,4 +1,4 @@
-"""The block device (virtio 1.3, 5.2), driven over virtio-mmio against a disk in memory."""
+"""The block device (virtio 1.3, 5.2), driven against a disk in memory."""
 
 import errno
 from pathlib import Path

@@ -520,18 +520,21 @@ def test_spurious_notifications_do_no_harm(echo, without):
 # --- 4.2, MMIO --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.transport("mmio")
 @each_device
 def test_the_magic_value(drivers, name):
     """virtio 1.3, 4.2.2.1"""
     assert drivers(DEVICES[name]()).get("MagicValue") == 0x74726976
 
 
+@pytest.mark.transport("mmio")
 @each_device
 def test_the_version(drivers, name):
     """virtio 1.3, 4.2.2.1"""
     assert drivers(DEVICES[name]()).get("Version") == 2
 
 
+@pytest.mark.transport("mmio")
 def test_an_event_is_shown_when_its_interrupt_comes(echo):
     """virtio 1.3, 4.2.2.1: from the moment when it takes place."""
     shown = []
@@ -543,6 +546,7 @@ def test_an_event_is_shown_when_its_interrupt_comes(echo):
     assert shown == [USED, CHANGED]
 
 
+@pytest.mark.transport("mmio")
 def test_an_event_is_shown_until_it_is_acknowledged(echo):
     """virtio 1.3, 4.2.2.1: reading it, other events and their acknowledgement leave it alone."""
     echo.bring_up()
@@ -558,6 +562,7 @@ def test_an_event_is_shown_until_it_is_acknowledged(echo):
     assert echo.get("InterruptStatus") == 0
 
 
+@pytest.mark.transport("mmio")
 def test_only_events_that_took_place_are_shown(echo):
     """virtio 1.3, 4.2.2.1"""
     echo.bring_up()
@@ -568,6 +573,7 @@ def test_only_events_that_took_place_are_shown(echo):
     assert echo.acknowledge() == CHANGED
 
 
+@pytest.mark.transport("mmio")
 def test_a_reset_clears_interrupt_status(echo):
     """virtio 1.3, 4.2.2.1"""
     echo.bring_up()
@@ -577,6 +583,7 @@ def test_a_reset_clears_interrupt_status(echo):
     assert echo.get("InterruptStatus") == 0
 
 
+@pytest.mark.transport("mmio")
 def test_a_reset_clears_queue_ready_of_all_queues(echo):
     """virtio 1.3, 4.2.2.1"""
     echo.bring_up()
@@ -593,6 +600,7 @@ def test_a_reset_clears_queue_ready_of_all_queues(echo):
     assert ready() == [0, 0]
 
 
+@pytest.mark.transport("mmio")
 def test_a_configuration_that_changes_has_a_new_generation(echo):
     """virtio 1.3, 4.2.2.1: also before a driver is there to be told."""
     seen = set()
@@ -605,6 +613,7 @@ def test_a_configuration_that_changes_has_a_new_generation(echo):
     assert len(seen) == len({generation for generation, _ in seen}) == 4
 
 
+@pytest.mark.transport("mmio")
 def test_a_queue_that_is_not_ready_is_not_touched(echo):
     """virtio 1.3, 4.2.2.1: neither one that was never enabled nor one taken out of use, whatever was in flight."""
     assert echo.negotiate()
@@ -624,6 +633,7 @@ def test_a_queue_that_is_not_ready_is_not_touched(echo):
     assert echo.memory.read(0, RAM) == before and echo.get("QueueReady") == 0 and echo.interrupts == 0
 
 
+@pytest.mark.transport("mmio")
 def test_buffers_of_a_queue_that_is_not_ready_are_not_filled(drivers, monkeypatch):
     """virtio 1.3, 4.2.2.1: a request that waited for something when its queue was taken out of use gets nothing."""
     ready = []

@@ -85,6 +85,10 @@ class Machine(RuleBasedStateMachine):
     def live(self):
         return bool(self.status & 4) and not self.broken and not self.status & FAILED
 
+    def disabled(self, index):
+        """Queue `index` is not in use any more."""
+        self.queues[index].ready, self.queues[index].held = False, []
+
     def forget(self):
         """After a reset there is nothing left of it."""
         self.status = self.driver_features = self.features = 0
@@ -252,8 +256,8 @@ class Machine(RuleBasedStateMachine):
         self.step(lambda: self.driver.set_up_queue(index, ring))
 
     def takes_a_queue_out_of_use(self, index):
-        queue = self.queues[index]
-        queue.ready, queue.held = False, []
+        if self.driver.registers.can_disable:
+            self.disabled(index)
         self.driver.put("QueueSel", index)
         self.step(lambda: self.driver.put("QueueReady", 0))
 
@@ -272,10 +276,9 @@ class Machine(RuleBasedStateMachine):
         lacking = {"version": spec.F_VERSION_1}.get(stumbles, spec.F_RING_EVENT_IDX)
         self.accepts_features(set() if events and stumbles != "version" else {lacking}, 24 if stumbles == "more" else 0)
         self.writes_status(11)
-        for index in range(2):
+        for index in range(1 if stumbles == "queue" else 2):
             self.sets_up_a_queue(index, size)
         if stumbles == "queue":
-            self.takes_a_queue_out_of_use(1)
             self.sets_up_a_queue_that_cannot_be(1, QUEUE_FAULTS[size % 3 + events])
         if stumbles != "late":
             self.writes_status(15)
@@ -432,10 +435,10 @@ class EchoMachine(Machine):
         super().forget()
         self.stale += self.device.held
 
-    def takes_a_queue_out_of_use(self, index):
+    def disabled(self, index):
         if index == 1:
             self.stale, self.device.held = self.stale + self.device.held, []
-        super().takes_a_queue_out_of_use(index)
+        super().disabled(index)
 
     @precondition(lambda self: self.live and self.queues[1].held)
     @rule()

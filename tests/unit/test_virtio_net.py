@@ -976,6 +976,7 @@ def test_a_broken_ring_is_the_driver_s_fault_and_a_reset_mends_it(guest, queue):
     works(guest)
 
 
+@pytest.mark.transport("mmio")  # the only one with a way to do that
 def test_a_receive_queue_taken_out_of_use_gets_nothing_more(guest):
     guest.bring_up()
     head = guest.post(1526)[0]

@@ -14,6 +14,8 @@ from pyvmm.virtio.plane import DataPlane
 from tests.support.cli import wait_for
 from tests.support.virtiodriver import Driver
 
+pytestmark = pytest.mark.transport("mmio", "pci", "pci-pin")
+
 
 class Slow(VirtioDevice):
     """Answers a request when its `gate` is open; also hears a pipe and a clock."""
@@ -156,6 +158,7 @@ def test_descriptors_and_deadlines_are_heard_while_the_driver_is_there(driver):
         os.close(writer)
 
 
+@pytest.mark.transport("mmio")  # whose edges can get lost
 def test_an_interrupt_that_is_not_acknowledged_is_signalled_again_and_then_no_more(driver, monkeypatch):
     monkeypatch.setattr(plane_module, "REMIND_FIRST", 0.005)
     driver.bring_up()

@@ -1,10 +1,12 @@
-"""The split virtqueue and the status machine, driven by the tests' own driver over virtio-mmio."""
+"""The split virtqueue and the status machine, driven by the tests' own driver."""
 
 import pytest
 
 from pyvmm.virtio import spec
 from pyvmm.virtio.device import VirtioDevice
 from tests.support.virtiodriver import INDIRECT, NEXT, RAM, WRITE, Driver
+
+pytestmark = pytest.mark.transport("mmio", "pci", "pci-pin")
 
 
 class Echo(VirtioDevice):
