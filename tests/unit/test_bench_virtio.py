@@ -24,7 +24,8 @@ def result(rate: float) -> Result:
 class FakeSetting(virtio.Setting):
     """Nothing is built for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: str = "mmio") -> None:
+        self.transport = transport
         self.kernel, self.image, self.peer, self.socket, self.khz = "kernel", Path("image"), "peer", Path("net"), KHZ
 
 
@@ -91,6 +92,20 @@ def test_qemu_gets_the_same_devices() -> None:
     devices = [argv[at + 1].partition(",")[0] for at, word in enumerate(argv) if word == "-device"]
     assert devices[1:] == ["virtio-blk-device", "virtio-net-device", "virtio-serial-device", "virtconsole"]
     assert any("aio=io_uring" in word and "cache=writeback" in word for word in argv)
+
+
+def test_over_pci_both_have_their_devices_there_and_the_guest_looks_for_them() -> None:
+    setting = FakeSetting("pci")
+    argv = Pyvmm().argv(setting, "ms=1", ["block", "net", "console"])
+    config = make_config(parse(RUN, argv[argv.index("run") + 1 :]))
+    assert config.transport == "pci" and "virtio_mmio" not in config.append
+    argv = Qemu("qemu", "threads", TESTS).argv(setting, "ms=1", ["block", "net", "console"])
+    assert "pcie=on" in argv[argv.index("-M") + 1]
+    devices = [argv[at + 1] for at, word in enumerate(argv) if word == "-device"]
+    names = [device.partition(",")[0] for device in devices[1:]]
+    assert names == ["virtio-blk-pci", "virtio-net-pci", "virtio-serial-pci", "virtconsole"]
+    assert all("disable-legacy=on" in device for device in devices[1:4])
+    assert argv[argv.index("-append") + 1] == "ecam=0xe0000000 ms=1"
 
 
 def test_every_test_fits_what_the_guest_can_do() -> None:
