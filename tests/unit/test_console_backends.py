@@ -20,10 +20,11 @@ import pytest
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.backends.console import make_console
 from pyvmm.backends.file import FileConsole
+from pyvmm.backends.listener import PATH_MAX
 from pyvmm.backends.pty import PtyConsole
 from pyvmm.backends.sink import HIGH_WATER
 from pyvmm.backends.stdio import StdioConsole
-from pyvmm.backends.unixsocket import PATH_MAX, UnixConsole
+from pyvmm.backends.unixsocket import UnixConsole
 from pyvmm.errors import BackendError, PyvmmError, TimeLimitError, UsageError
 from tests.support.cli import FakeLink, wait_for
 
