@@ -33,7 +33,7 @@ from pyvmm.errors import (
 from pyvmm.machine import Machine
 from pyvmm.memory import GuestMemory
 from pyvmm.runloop import STUCK_AFTER, Control, Outcome, VcpuLoop
-from pyvmm.slots import HVC, slots
+from pyvmm.slots import HVC, choose_transport, slots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vm import VmFd
     from pyvmm.observe import Observer
     from pyvmm.runloop import Repair
+    from pyvmm.slots import Slot
     from pyvmm.virtio.balloon import VirtioBalloon
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.faults import FaultPlan
@@ -111,6 +112,8 @@ class VM:
         self._control = Control()
         self._diagnosis = Diagnosis(config, say)
         self._say = say
+        self._transport = ""
+        self._slots: list[Slot] = []
         self._virtio: VirtioDevices | None = None
         # What to undo at close, last first: the VM's descriptors and memory, and around them the host's side.
         self._guest_closers: list[Callable[[], None]] = []
@@ -139,20 +142,28 @@ class VM:
         """Allocate RAM and load the kernel into it; needs no KVM. Raises LoadError, UsageError, PyvmmError."""
         if self.loaded is None:
             self._diagnosis.open()
+            self._find_slots()
             ram = layout.ram_ranges(self.config.mem)
             self._memory = memory = GuestMemory.allocate(ram, self.config.memory_backing)
             self._guest_closers.append(memory.close)
             self.loaded = load(self.config, memory, self._surroundings())
         return self.loaded
 
+    def _find_slots(self) -> None:
+        if not self._transport:
+            self._transport = choose_transport(self.config)
+            self._slots = slots(self.config, self._transport)
+
     def _surroundings(self) -> Surroundings:
         """What the kernel is told of host and machine."""
-        found = slots(self.config)
+        found, pci = self._slots, self._transport == "pci"
+        mmio = [] if pci else found
         return Surroundings(
             emulated=bool(self.host.quirks.ring0_emulated),
             helps=self.host.linux_options,
-            devices=[slot.word for slot in found],
-            virtio_mmio=[(slot.gpa, layout.VIRTIO_MMIO_SIZE, slot.gsi) for slot in found],
+            devices=[slot.word for slot in mmio],
+            virtio_mmio=[(slot.gpa, layout.VIRTIO_MMIO_SIZE, slot.gsi) for slot in mmio],
+            pci=[slot.device for slot in found if slot.device is not None] if pci else None,
         )
 
     def start(self) -> None:
@@ -173,10 +184,11 @@ class VM:
 
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
-        if slots(self.config):
+        self._find_slots()
+        if self._slots:
             from pyvmm.attach import VirtioDevices
 
-            self._virtio = VirtioDevices(self.config, self._say, lambda: self._control.over)
+            self._virtio = VirtioDevices(self.config, self._slots, self._say, lambda: self._control.over)
             self._host_closers.append(self._virtio.close)
             self._virtio.open()
         loaded = self.load()
@@ -185,7 +197,9 @@ class VM:
         ram = layout.ram_ranges(self.config.mem)
         self._machine = Machine(ram, fd.irq_line, self._output, self._diagnosis.guest_ends)
         if self._virtio is not None:
-            self._virtio.attach(self.memory, self.machine.mmio, fd)
+            from pyvmm.wiring import wiring
+
+            self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd))
         self.machine.serial.on_input_drained = self.console.input_ready
         self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, self.host.without, loaded.state)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)

@@ -1,0 +1,141 @@
+"""How the virtio devices of a VM reach their driver: the transport, its place in the machine, doorbells and interrupts.
+
+May import the transports, PCI, the machine's layout, slots and, for PCI, what keeps KVM's interrupt routes and
+doorbells. There is one class for each transport, and one object of it a VM.
+"""
+
+from __future__ import annotations
+
+from pyvmm import layout
+from pyvmm.events import EventFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from pyvmm.kvm.doorbells import MovingDoorbells
+    from pyvmm.kvm.routing import MsiWires
+    from pyvmm.kvm.vm import VmFd
+    from pyvmm.machine import Machine
+    from pyvmm.pci.config import Function
+    from pyvmm.slots import Slot
+    from pyvmm.virtio.device import VirtioDevice
+    from pyvmm.virtio.pci import VirtioPci
+    from pyvmm.virtio.plane import Transport
+
+    class Wiring(Protocol):
+        """What both classes do."""
+
+        def plug(self, slot: Slot, device: VirtioDevice) -> Transport:
+            """Give `device` its transport at `slot`."""
+
+        def connect(self, slot: Slot, doorbells: Sequence[EventFd]) -> None:
+            """Let the driver's notifications of the device at `slot` ring `doorbells`, a queue's each."""
+
+        def close(self) -> None:
+            """Close what was opened. The data planes have ended."""
+
+
+def wiring(transport: str, machine: Machine, vm: VmFd) -> Wiring:
+    """For "mmio" or "pci", in `machine`, whose interrupts and doorbells are `vm`'s."""
+    return PciWiring(machine, vm) if transport == "pci" else MmioWiring(machine, vm)
+
+
+class MmioWiring:
+    """Each device a page of registers, whose interrupt is an edge (`irqfd`)."""
+
+    __slots__ = ("_lines", "_machine", "_vm")
+
+    def __init__(self, machine: Machine, vm: VmFd) -> None:
+        self._machine = machine
+        self._vm = vm
+        self._lines: list[EventFd] = []
+
+    def plug(self, slot: Slot, device: VirtioDevice) -> Transport:
+        from pyvmm.virtio.mmio import LENGTH, VirtioMmio
+
+        line = EventFd()
+        self._lines.append(line)
+        transport = VirtioMmio(device, line.signal)
+        self._machine.mmio.attach(slot.gpa, LENGTH, transport)
+        self._vm.irqfd(line.fd, slot.gsi)
+        return transport
+
+    def connect(self, slot: Slot, doorbells: Sequence[EventFd]) -> None:
+        from pyvmm.virtio.mmio import QUEUE_NOTIFY
+
+        for index, doorbell in enumerate(doorbells):
+            self._vm.ioeventfd(doorbell.fd, slot.gpa + QUEUE_NOTIFY, 4, index)
+
+    def close(self) -> None:
+        for line in self._lines:
+            line.close()
+        self._lines.clear()
+
+
+class PciWiring:
+    """Each device a function on bus 0, whose interrupts are messages or, for drivers that want none, a shared level.
+
+    The functions start as firmware leaves them: BARs point into the window, and nothing is decoded yet.
+    """
+
+    __slots__ = ("_bridge", "_decoder", "_doorbells", "_lines", "_machine", "_routing", "_transports", "_vm", "_wires")
+
+    def __init__(self, machine: Machine, vm: VmFd) -> None:
+        from pyvmm.events import SharedLine
+        from pyvmm.kvm.routing import Routing
+        from pyvmm.pci.bridge import HostBridge
+        from pyvmm.pci.decoder import Decoder
+
+        def level(gsi: int) -> Callable[[bool], None]:
+            return lambda asserted: vm.irq_line(gsi, asserted)
+
+        self._machine = machine
+        self._vm = vm
+        self._routing = Routing(vm)
+        self._lines = {gsi: SharedLine(level(gsi)) for gsi in layout.PCI_GSIS}
+        self._wires: list[MsiWires] = []
+        self._transports: dict[int, VirtioPci] = {}
+        self._doorbells: dict[Function, MovingDoorbells] = {}
+        self._decoder = Decoder(machine.mmio, layout.PCI_WINDOW, layout.PCI_WINDOW_END, self._moved)
+        self._bridge = HostBridge()
+        machine.add_pci(self._bridge)
+
+    def plug(self, slot: Slot, device: VirtioDevice) -> Transport:
+        from pyvmm.kvm.routing import MsiWires
+        from pyvmm.virtio.pci import VirtioPci
+
+        assert slot.device is not None
+        wires = MsiWires(self._vm, self._routing, len(device.queues) + 1)
+        self._wires.append(wires)
+        transport = VirtioPci(device, wires, self._lines[slot.gsi].source())
+        self._transports[slot.device] = transport
+        function = transport.function
+        gpa = slot.gpa
+        # The largest first: then each is a multiple of its own length.
+        for number, window in sorted(function.bars.items(), key=lambda bar: -bar[1].length):
+            function.place(number, gpa)
+            gpa += window.length
+        function.set_interrupt_line(slot.gsi)
+        self._bridge.plug(slot.device, function)
+        return transport
+
+    def connect(self, slot: Slot, doorbells: Sequence[EventFd]) -> None:
+        from pyvmm.kvm.doorbells import MovingDoorbells
+
+        assert slot.device is not None
+        transport = self._transports[slot.device]
+        bells = zip((bell.fd for bell in doorbells), transport.notify_ranges(), strict=True)
+        moving = self._doorbells[transport.function] = MovingDoorbells(self._vm, bells)
+        transport.rung = moving.rung
+        self._decoder.add(transport.function)
+
+    def _moved(self, function: Function, bar: int, gpa: int | None) -> None:
+        if bar == 0:
+            self._doorbells[function].move(gpa)
+
+    def close(self) -> None:
+        for wires in self._wires:
+            wires.close()
+        self._wires.clear()
