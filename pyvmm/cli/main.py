@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         def main(self, argv: list[str]) -> int: ...
 
 
-VERBS = ("run", "doctor", "image")
+VERBS = ("run", "doctor", "image", "balloon", "net", "disk")
 STATUS_SIGINT = 128 + 2
 STATUS_SIGPIPE = 128 + 13
 

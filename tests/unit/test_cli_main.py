@@ -56,7 +56,7 @@ def test_every_verb_explains_itself(verb):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no verb given (expected run, doctor, image)"),
+        ([], "no verb given (expected run, doctor, image, balloon, net, disk)"),
         (["boot"], "unknown verb 'boot'"),
         (["ru"], "unknown verb 'ru'"),
         (["run", "a", "b"], "one KERNEL expected, but there is also 'b'"),

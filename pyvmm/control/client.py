@@ -1,0 +1,101 @@
+"""Talks to a running VM by its control socket. Imports folder, lines and errors."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from pyvmm.control.folder import Folder, check_name
+from pyvmm.control.lines import Lines, LineTooLongError
+from pyvmm.errors import STATUS_USAGE, BackendError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import Any, Self
+
+TIMEOUT = 10.0
+"""Seconds for one answer."""
+FULL = 0.01
+"""Seconds until a VM is tried again whose queue of clients is full."""
+
+
+def running() -> list[str]:
+    """The names of this user's running VMs, sorted. Raises BackendError."""
+    try:
+        with Folder() as folder:
+            return folder.names()
+    except FileNotFoundError:
+        return []
+
+
+class Client:
+    """A connection to the VM `name`. A context manager."""
+
+    def __init__(self, name: str, timeout: float = TIMEOUT) -> None:
+        """Connect. Raises UsageError for what cannot be a name, BackendError if no such VM runs."""
+        self.name = check_name(name)
+        connection = None
+        try:
+            with Folder() as folder:
+                connection = _connect(folder, name, timeout)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if isinstance(error, BackendError):
+                raise
+            raise BackendError(f"{name}: cannot be reached: {error.strerror or error}") from error
+        if connection is None:
+            others = ", ".join(running())
+            raise BackendError(
+                f"no running VM is called {name} ({f'running: {others}' if others else 'none is running'})"
+            )
+        self._connection = connection
+        self._lines = Lines(connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """The answer to `command`.
+
+        Raises UsageError for what the VM says cannot be meant, BackendError for all else that comes between.
+        """
+        try:
+            try:
+                self._connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+            except ConnectionError:
+                pass  # it has hung up, and may have said why
+            line = self._lines.next()
+            answer: Any = json.loads(line) if line is not None else None
+        except TimeoutError:
+            raise BackendError(f"{self.name}: no answer for {self._connection.gettimeout():g} s") from None
+        except (ConnectionError, LineTooLongError, ValueError) as error:
+            raise BackendError(f"{self.name}: {error or 'its answer has no end'}") from error
+        if isinstance(answer, dict) and isinstance(answer.get("ok"), dict):
+            return dict(answer["ok"])
+        if not isinstance(answer, dict) or "error" not in answer:
+            raise BackendError(
+                f"{self.name}: it has hung up" if line is None else f"{self.name}: no answer, but {line!r}"
+            )
+        if answer.get("status") == STATUS_USAGE:
+            raise UsageError(str(answer["error"]))
+        raise BackendError(str(answer["error"]))
+
+    def close(self) -> None:
+        """Hang up; a second call does nothing."""
+        self._connection.close()
+
+
+def _connect(folder: Folder, name: str, timeout: float) -> _socket.socket | None:
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return folder.connect(name, timeout)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(FULL)
