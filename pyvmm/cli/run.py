@@ -1,6 +1,6 @@
 """`pyvmm run`: options to a VM, the VM to an exit status.
 
-May import vm and config, options, signals, progress and the console back-ends. Standard output is the guest's console,
+May import vm, its control socket and config, options, signals, progress and the console back-ends. Standard output is the guest's console,
 byte for byte; whatever pyvmm says goes to standard error.
 """
 
@@ -17,7 +17,7 @@ from pyvmm.cli.progress import LEVELS, log
 from pyvmm.cli.runoptions import RUN
 from pyvmm.cli.signals import Signals
 from pyvmm.config import format_size
-from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, UsageError, VcpuStuckError
+from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, PyvmmError, UsageError, VcpuStuckError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pyvmm.cli.options import Arguments
     from pyvmm.config import VmConfig
+    from pyvmm.control.server import ControlServer
     from pyvmm.runloop import Outcome
     from pyvmm.vm import VM
 
@@ -154,7 +155,9 @@ class Run:
             return self._signalled()
         self._warn_of_memory_limit()
         stuck = ""
+        control: ControlServer | None = None
         try:
+            control = self._listen(vm)
             vm.start()
             # A signal that came while the VM started ends it here.
             self.signals.on_end(lambda number: vm.stop(self._signalled()))
@@ -167,12 +170,30 @@ class Run:
             self._deliver(outcome)
             outcome = self._judge(outcome)
         finally:
+            if control is not None:
+                control.close()
             self.console.close()
         self._tell(outcome, vm)
         if stuck:
             self._leave(outcome)
         vm.close()
         return outcome
+
+    def _listen(self, vm: VM) -> ControlServer | None:
+        """Let other programs talk to the VM. If that cannot be, it is an error where the user has given it a name."""
+        from pyvmm.control.server import ControlServer
+
+        control = ControlServer(vm, self.config.name or f"vm-{os.getpid()}")
+        try:
+            control.open()
+            control.start()
+        except PyvmmError as error:
+            control.close()
+            if self.config.name:
+                raise
+            log.info(f"nobody else can talk to this VM: {error}")
+            return None
+        return control
 
     # --- While it runs -----------------------------------------------------------------------------------------------
 
