@@ -1,7 +1,7 @@
 """`pyvmm run`: options to a VM, the VM to an exit status.
 
-May import vm, its control socket and config, options, signals, progress and the console back-ends. Standard output is the guest's console,
-byte for byte; whatever pyvmm says goes to standard error.
+May import vm, its control socket and config, options, signals, progress and the console back-ends. Standard output is
+the guest's console, byte for byte; whatever pyvmm says goes to standard error.
 """
 
 from __future__ import annotations
