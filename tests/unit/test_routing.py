@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from errno import EBADF, ENOMEM
 
 import pytest
@@ -34,6 +35,7 @@ class Vm:
     def set_gsi_routing(self, routes):
         if self.failing:
             raise KvmError("KVM_SET_GSI_ROUTING", ENOMEM)
+        time.sleep(0)  # as a system call would, it lets other threads run
         assert len(routes) <= self.capabilities[KVM_CAP_IRQ_ROUTING]
         pinned = [(route.gsi, route.irqchip, route.pin) for route in routes if isinstance(route, IrqchipRoute)]
         assert pinned == [(route.gsi, route.irqchip, route.pin) for route in pins()], "the pins stay routed"
