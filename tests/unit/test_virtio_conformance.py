@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pyvmm.virtio import rng, spec
+from pyvmm.virtio.balloon import VirtioBalloon
 from pyvmm.virtio.block import VirtioBlock
 from pyvmm.virtio.console import VirtioConsole
 from pyvmm.virtio.net import CONTROL, RECEIVE, VirtioNet
@@ -80,6 +81,7 @@ DEVICES = {
     "net with offloads and MTU": lambda: VirtioNet(Network(vnet_header=True), mac=MAC, mtu=1500),
     "console": lambda: VirtioConsole([Port(), Port("other")]),
     "entropy": VirtioRng,
+    "balloon": VirtioBalloon,
     "echo": Echo,
 }
 each_device = pytest.mark.parametrize("name", DEVICES)
@@ -186,6 +188,7 @@ SUPPORTED = {
     "block": (1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14),
     "net": (0, 1, 3, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 18, 20, 23),
     "console": (0, 1, 2),
+    "balloon": (1, 2, 5),
 }
 EVERYWHERE = (spec.F_RING_INDIRECT_DESC, spec.F_RING_EVENT_IDX, spec.F_VERSION_1)
 
