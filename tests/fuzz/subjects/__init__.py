@@ -6,5 +6,6 @@ from tests.fuzz.subjects.console import Console
 from tests.fuzz.subjects.engine import Engine
 from tests.fuzz.subjects.net import Net
 from tests.fuzz.subjects.rng import Rng
+from tests.fuzz.subjects.vsock import Vsock
 
-SUBJECTS = {subject.name: subject for subject in (Engine, Block, BlockFile, Net, Console, Rng, Balloon)}
+SUBJECTS = {subject.name: subject for subject in (Engine, Block, BlockFile, Net, Console, Rng, Balloon, Vsock)}
