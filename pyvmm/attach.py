@@ -6,7 +6,7 @@ May import kinds, virtio, the ports' back-ends; the rest of the machine only thr
 from __future__ import annotations
 
 from pyvmm import kinds
-from pyvmm.errors import UsageError
+from pyvmm.errors import PyvmmError, UsageError
 from pyvmm.virtio.plane import DataPlane
 
 TYPE_CHECKING = False
@@ -110,11 +110,14 @@ class VirtioDevices:
         return lambda text: self._tell(f"{name}: {text}")
 
     def attach(self, memory: GuestMemory, wiring: Wiring) -> None:
-        """Put the devices into the machine by way of `wiring`."""
+        """Put the devices into the machine by way of `wiring`. Raises PyvmmError when out of descriptors."""
         self._wiring = wiring
         for slot, device in zip(self._slots, self.devices, strict=True):
             device.memory = memory
-            plane = DataPlane(device, wiring.plug(slot, device), self._say)
+            try:
+                plane = DataPlane(device, wiring.plug(slot, device), self._say)
+            except OSError as error:
+                raise PyvmmError(f"{slot.name}: no event descriptor: {error.strerror} (ulimit -n)") from error
             self._planes.append(plane)
             wiring.connect(slot, plane.doorbells)
 

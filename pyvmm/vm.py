@@ -156,7 +156,7 @@ class VM:
 
     def _surroundings(self) -> Surroundings:
         """What the kernel is told of host and machine."""
-        found, pci = self._slots, self._transport == "pci"
+        found, pci = self._slots, bool(self._slots) and self._transport == "pci"
         mmio = [] if pci else found
         return Surroundings(
             emulated=bool(self.host.quirks.ring0_emulated),
@@ -355,6 +355,11 @@ class VM:
         if self._machine is None:
             raise UsageError("this VM has no devices yet: start() comes first")
         return self._machine
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Where the guest finds its virtio devices; empty before the kernel is loaded."""
+        return tuple(self._slots)
 
     @property
     def ports(self) -> dict[str, PortBackend]:

@@ -12,11 +12,13 @@ from pyvmm.errors import PyvmmError, UsageError, VcpuStuckError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from pyvmm.boot import LoadedKernel
     from pyvmm.config import VmConfig
     from pyvmm.runloop import Outcome
+    from pyvmm.slots import Slot
     from pyvmm.vm import VM
 
 
@@ -133,8 +135,8 @@ def stats_text(vm: VM) -> str:
     )
 
 
-def dry_run_text(loaded: LoadedKernel, config: VmConfig) -> str:
-    """What `--dry-run` shows: what is loaded where, and the devices the guest would find."""
+def dry_run_text(loaded: LoadedKernel, config: VmConfig, found: Sequence[Slot] = ()) -> str:
+    """What `--dry-run` shows: what is loaded where, and the devices the guest would find, `found` the virtio ones."""
     from pyvmm import layout
     from pyvmm.machine import Machine
 
@@ -145,6 +147,11 @@ def dry_run_text(loaded: LoadedKernel, config: VmConfig) -> str:
             last = base + length - 1
             place = f"{base:#0{width + 2}x}" + (f"-{last:#0{width + 2}x}" if length > 1 else "")
             lines.append(f"{kind + ' device':<14}{place:<25}{device.name}")
+    for slot in found:
+        kind, place = "virtio device", f"{slot.gpa:#012x} GSI {slot.gsi}"
+        if slot.device is not None:
+            kind, place = "PCI device", f"00:{slot.device:02x}.0 GSI {slot.gsi}"
+        lines.append(f"{kind:<14}{place:<25}{slot.name}")
     return "\n".join(lines)
 
 

@@ -141,7 +141,7 @@ class Run:
 
         vm = VM(config=self.config)
         try:
-            print(ending.dry_run_text(vm.load(), self.config))
+            print(ending.dry_run_text(vm.load(), self.config, vm.slots))
         finally:
             vm.close()
         return self._judge(Outcome("dry-run", 0, "nothing was run"))

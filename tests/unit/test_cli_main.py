@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -115,6 +116,15 @@ def test_without_a_kernel_and_without_the_image(tmp_path):
     assert done.returncode == 125
     message = "pyvmm: no KERNEL given, and the image tiny is not built yet: pyvmm image build tiny"
     assert lines(done.stderr) == [message]
+
+
+@pytest.mark.parametrize(
+    ("transport", "shown"),
+    [("mmio", r"virtio device +0x00d0001000 GSI 6 +rng0"), ("pci", r"PCI device +00:02.0 GSI 18 +rng0")],
+)
+def test_a_dry_run_shows_where_virtio_devices_would_be(kernel, transport, shown):
+    done = pyvmm("run", kernel, "--dry-run", "--disk", "never-opened", "--rng", "--transport", transport)
+    assert done.returncode == 0 and re.search(shown, done.stdout.decode())
 
 
 def test_a_dry_run_shows_what_would_be_where_and_needs_no_kvm(kernel):
