@@ -278,7 +278,6 @@ class VirtioNet(VirtioDevice):
     def _receive(self, queue: Virtqueue) -> None:
         if not queue.ready:
             self._buffers, self._held = ReceiveBuffers(), None
-            return
         for _ in range(BUDGET):
             if self._gone or not (self._unplugged or self._buffers or self._buffers.take(queue)):
                 return

@@ -81,6 +81,18 @@ def test_frames_are_dropped_too_without_a_buffer_for_them(guest):
     works(guest)
 
 
+def test_frames_are_dropped_too_without_a_queue_for_them(guest):
+    """Found by the fuzzer: what came stayed readable, and the data plane looked after it over and over."""
+    guest.net.set_link(False)
+    guest.put("QueueSel", RECEIVE)
+    guest.put("QueueReady", 0)
+    guest.arrive(frame())
+    assert guest.backend.incoming == [] and guest.net.counts["no link"] == 1
+    guest.backend.gone = "it was killed"
+    guest.turn()
+    assert guest.net.sources() == ()
+
+
 def test_buffers_that_come_while_the_cable_is_out_are_used_later(guest):
     guest.net.set_link(False)
     heads = guest.post(1526, 1526)

@@ -81,6 +81,7 @@ class Net(Subject):
     required = (
         *(f"frames: {name}" for name in ("received", "transmitted", *VirtioNet.DROPS)),
         *("control: OK", "control: ERR", "back-end: full", "told: the network has gone"),
+        *("cable: in", "cable: out"),
     )
 
     def __init__(self, settings, kinds):
@@ -163,7 +164,9 @@ class Net(Subject):
 
     @staticmethod
     def host(draw):
-        what = draw.pick(("frames", "frames", "frames", "frames", "room", "room", "go"))
+        what = draw.pick(("frames", "frames", "frames", "frames", "room", "room", "go", "cable", "cable"))
+        if what == "cable":
+            return (what, not draw.rarely(2))
         if what == "frames":
             return (what, Net._header(draw), Net._frame(draw), draw.pick((1, 1, 3, 100)))
         return (what, draw.pick((1 << 30, 0, 1))) if what == "room" else (what, draw.rarely(2))
@@ -176,6 +179,9 @@ class Net(Subject):
             wire.incoming += [frame] * min(count, WAITING - len(wire.incoming))
         elif what == "room":
             wire.room = arguments[0]
+        elif what == "cable":
+            self.device.set_link(arguments[0])
+            self.kinds.add("cable: in" if arguments[0] else "cable: out")
         elif arguments[0]:
             wire.gone = True
 
@@ -191,7 +197,7 @@ class Net(Subject):
         return found
 
     def prompt(self, queue):
-        return queue == CONTROL or (queue == TRANSMIT and (self.wire.room > 0 or not self.device.link))
+        return queue == CONTROL or (queue == TRANSMIT and (self.wire.room > 0 or self.device._gone))
 
     def outcome(self, queue, request, written, answer):
         if queue == CONTROL and written:
@@ -223,6 +229,7 @@ class Net(Subject):
         self._count()
         self.wire.room = 1 << 30
         self.wire.incoming.clear()
+        self.device.set_link(True)
 
     def probe(self, driver):
         wire, frame = self.wire, MAC + MAC + bytes(46)
