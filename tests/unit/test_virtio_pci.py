@@ -131,6 +131,22 @@ def test_each_kind_has_its_class(drivers):
     assert classes["block"] == 0x018000 and classes["console"] == 0x078000 and classes["entropy"] == 0xFF0000
 
 
+@each_device
+def test_the_function_is_as_pci_wants_it(drivers, name):
+    """virtio 1.3, 4.1.1; PCI 3.0, 6.1, 6.2.5.1, 6.7: header type 0, BARs that can be sized, a list of capabilities."""
+    regs = drivers(DEVICES[name]()).registers
+    assert regs.read(pci.HEADER_TYPE, 1) == 0 and regs.read(pci.STATUS, 2) & pci.STATUS_CAP_LIST
+    assert regs.read(pci.INTERRUPT_PIN, 1) == 1
+    sizes = {}
+    for bar in range(6):
+        regs.write(pci.BASE_ADDRESS_0 + 4 * bar, 4, 0xFFFFFFFF)
+        sizes[bar] = -regs.read(pci.BASE_ADDRESS_0 + 4 * bar) & 0xFFFFFFFF
+    regs.place(WINDOW)
+    assert sizes == {0: LENGTH, 1: 0x2000} | dict.fromkeys(range(2, 6), 0)
+    assert sorted(data[0] for _, data in regs.capabilities()) == [9] * (len(regs.capabilities()) - 1) + [0x11]
+    assert all(at % 4 == 0 and 0x40 <= at < at + len(data) <= 256 for at, data in regs.capabilities())
+
+
 # --- 4.1.3, 4.1.4, layout and capabilities ----------------------------------------------------------------------------
 
 
