@@ -115,22 +115,22 @@ class Mapped(Passthrough):
     def _set(self, fd: int, status: os.stat_result, uid: int, gid: int, bits: int) -> bool:
         """Give the file a mode and owners; False if the file system cannot keep the owners."""
         path, mode = link(fd), _hosted(bits, status.st_mode)
-        kept = True
+        if stat.S_IMODE(status.st_mode) != mode:
+            os.chmod(path, mode)  # first: attributes are for those who may write
         if (uid, gid, bits) != (0, 0 if status.st_gid == self._gid else status.st_gid, mode):
             try:
                 os.setxattr(path, RECORD, b"%d %d %o" % (uid, gid, bits))
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                     raise
-                kept, mode = False, bits & ~SET_IDS
+                os.chmod(path, bits & ~SET_IDS)
+                return False
         else:
             try:
                 os.removexattr(path, RECORD)
             except OSError:  # there was none
                 pass
-        if stat.S_IMODE(status.st_mode) != mode:
-            os.chmod(path, mode)
-        return kept
+        return True
 
 
 def _hosted(bits: int, mode: int) -> int:
