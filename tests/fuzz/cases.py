@@ -14,6 +14,8 @@ ordinary thing, and so does a record's end: what is spoilt is spoilt by large by
     ("descriptor", queue, index, gpa, length, flags, next) ("available", queue, head) ("index", queue, ahead)
     ("flags", queue, value) ("used event", queue, ahead) ("poke", gpa, bytes) ("kick", queue)
     ("host", what, ...)      something of the kind of device: input, an error of the host's
+    ("pci read", place, offset, size) ("pci write", place, offset, size, value)      where the transport is PCI: the
+        configuration space, BARs and configuration ports; of registers these take the place of "read" and "write"
     ("wait", seconds) ("hold", operations)      time passes; the data plane does not run for so many operations
 """
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 from ast import literal_eval
 
 from pyvmm.virtio import spec
+from pyvmm.virtio.pci import REGISTERS as COMMON
 from tests.support.virtiodriver import INDIRECT, NEXT, WRITE
 
 RECORD = 32
@@ -124,7 +127,8 @@ def decode(subject, data):
     operations = [] if first.rarely(16) else [_bring_up(subject, first)]
     operations += [] if first.rarely(2) else [("greet",)]
     polite = first.rarely(3)
-    operations += [_OPERATIONS[draw.byte()](subject, draw) for draw in records[1:]]
+    chosen = _OPERATIONS[subject.transport]
+    operations += [chosen[draw.byte()](subject, draw) for draw in records[1:]]
     if polite:
         operations = [_sound(operation) for operation in operations if operation[0] in POLITE]
     return Case(subject.name, settings, operations)
@@ -266,7 +270,38 @@ def _kick(subject, draw):
     return ("kick", draw.below(subject.queues) if not draw.rarely(4) else draw.value(SMALL))
 
 
+COMMON_WIDTHS = {register.offset: register.width for register in COMMON}
+PCI_PLACES = (
+    *(("BAR 0", offset) for offset in (22, 24, 26, 28, 30) * 3),
+    *(("BAR 0", offset) for offset in (*range(0, 62, 2), 21, 1, 64, 0xFFC, 0x1000, 0x1001, 0x2000, 0x2008, 0x2FFE)),
+    *(("BAR 0", 0x3000 + offset) for offset in (0, 4, 8, 2, 0x7FC, 0xFFC, 0xFFF)),
+    *(("BAR 1", offset) for offset in (*range(0, 48, 4), 48, 2, 0xFFC, 0x1000, 0x1004, 0x1008, 0x1FFC)),
+    *(("space", offset) for offset in (*range(0, 0x40, 4), 5, 6, 0x3D, *range(0x40, 0xA8, 4), 0x94, 0xA0, 0xA0, 0xFC)),
+    *(("port", offset) for offset in range(8)),
+)
+PCI_WIDTHS = {"BAR 0": WIDTHS, "BAR 1": (4, 8, 4, 1, 2, 3), "space": (4, 2, 1), "port": (4, 1, 2)}
+PCI_VALUES = (
+    *(0, 0xFFFFFFFF, 1, 2, 3, 0xFFFF, 0x8000, 0xC000, 0x4000, 6, 0x400, 0x406, 0xE0000000, 0xE0010000, 0xFEE00000),
+    *(0xFEC00000, 0xD0000000, 4, 0x14, 0x1000, 0x3000, 0x80000800, 0x80000810, 0x80010000, 0xFEE01004, 15, 11),
+)
+
+
+def _pci(subject, draw):
+    place, offset = draw.pick(PCI_PLACES)
+    offset += draw.byte() if draw.rarely(32) and place.startswith("BAR") else 0
+    size = draw.pick(PCI_WIDTHS[place])
+    if place == "space" and offset % 4 + size > 4:
+        size = 1
+    if place == "BAR 0" and offset in COMMON_WIDTHS and not draw.rarely(3):
+        size = COMMON_WIDTHS[offset]
+    if draw.byte() & 1:
+        return ("pci read", place, offset, size)
+    return ("pci write", place, offset, size, draw.value(PCI_VALUES, size))
+
+
 def _register(subject, draw):
+    if subject.transport == "pci":
+        return _pci(subject, draw)
     if draw.rarely(2):
         return ("write", draw.pick(OUT_OF_TURN), 4, draw.value((*SMALL, *ADDRESSES)))
     offset = draw.pick(REGISTER_OFFSETS) + (draw.byte() if draw.rarely(16) else 0)
@@ -277,6 +312,8 @@ def _register(subject, draw):
 
 
 def _config(subject, draw):
+    if subject.transport == "pci":
+        return _pci(subject, draw)
     offset = spec.MMIO_CONFIG + (draw.pick((0xEFF, 0xEFC, 0xF8, 0x3C)) if draw.rarely(3) else draw.below(64))
     size = draw.pick(WIDTHS)
     if draw.byte() & 1:
@@ -329,5 +366,10 @@ _WEIGHTS = (
     (_status, 2),
     (_reset, 2),
 )
-_OPERATIONS = [operation for operation, weight in _WEIGHTS for _ in range(weight)]
-assert len(_OPERATIONS) == 256
+_MORE = {"mmio": {}, "pci": {_chain: 65, _register: 66}}
+"""Where the transport itself is what is fuzzed, more of it."""
+_OPERATIONS = {
+    transport: [operation for operation, weight in _WEIGHTS for _ in range(more.get(operation, weight))]
+    for transport, more in _MORE.items()
+}
+assert all(len(operations) == 256 for operations in _OPERATIONS.values())

@@ -15,6 +15,7 @@ from pyvmm.virtio import faults, queue
 from tests.fuzz.cases import Case
 from tests.fuzz.guard import RANGES, Fault
 from tests.fuzz.kinds import TRANSPORT, Kinds
+from tests.fuzz.pciplayer import PciPlayer
 from tests.fuzz.player import Player
 
 LIMIT = 5.0
@@ -106,7 +107,8 @@ class Harness:
         with self._lines:
             subject = self.subject({key: value for key, value in case.settings.items() if key != "faults"}, self.kinds)
         rules = case.settings.get("faults", ())
-        session = Player(subject, self._memory, self.clock, self.kinds, self._lines, rules)
+        player = PciPlayer if subject.transport == "pci" else Player
+        session = player(subject, self._memory, self.clock, self.kinds, self._lines, rules)
         try:
             for operation in case.operations:
                 session.do(operation)

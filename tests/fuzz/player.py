@@ -154,12 +154,7 @@ class Player(Session):
             self.kinds.status(before, value & 0xFF, self.device.status)
             self._features_agreed()
             if value & 0xFF == 0:
-                self.ledger.forget()
-                self._asked.clear()
-                self._error = ""
-                self._correct = True
-                if not self._sound:
-                    self._trust()
+                self.forget()
 
     def _features_agreed(self):
         """2.2: what was negotiated was offered, and has what this device cannot do without (6.1)."""

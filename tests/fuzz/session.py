@@ -76,12 +76,34 @@ class Session(Driver):
             subject.ordered = False
         self._guard = device.memory = Guard(memory)
         device.ring = self._rung.append
-        self.registers = MmioRegisters(device, self._interrupt)
+        self.registers = self.connect()
         self.transport = self.registers.transport
         self.heap = Buffers(memory, HEAP, LOW_END)
         self.heap.tables = TABLES
         self.ledger = Ledger(device, memory, self._interrupt_is_due)
-        self.bus = self.registers.bus = Watched(self.registers.bus, self)
+        self.bus = self.watched()
+
+    def connect(self):
+        """The device's transport, and its driver."""
+        return MmioRegisters(self.device, self._interrupt)
+
+    def watched(self):
+        """The bus that the transport is on, watched."""
+        self.registers.bus = Watched(self.registers.bus, self)
+        return self.registers.bus
+
+    def told(self, queue):
+        """Whether the driver has been told of used buffers in `queue`, and has not acknowledged that."""
+        return bool(self.transport.pending & spec.INTERRUPT_USED_BUFFER)
+
+    def forget(self):
+        """The device has been reset: what was asked of it is not to be answered."""
+        self.ledger.forget()
+        self._asked.clear()
+        self._error = ""
+        self._correct = True
+        if not self._sound:
+            self._trust()
 
     # --- Watching the device ------------------------------------------------------------------------------------------
 
@@ -132,7 +154,7 @@ class Session(Driver):
             wanted = (index - event - 1) & U16 < new
         else:
             wanted = not self.memory.read_u16(queue.driver) & spec.AVAIL_F_NO_INTERRUPT
-        if wanted and not self.transport.pending & spec.INTERRUPT_USED_BUFFER:
+        if wanted and not self.told(queue.index):
             raise Fault("interrupt", f"queue {queue.index}: {new} buffers were used, and no interrupt came")
 
     def run(self):

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from pyvmm.backends import raw
+from pyvmm.errors import BusConflictError
+from pyvmm.pci.decoder import Decoder
+from pyvmm.pci.msix import Msix
 from pyvmm.virtio import queue
+from pyvmm.virtio.transport import Transport
 from tests.fuzz import __main__ as command
 from tests.fuzz.cases import Case, Draw, decode
 from tests.fuzz.fuzzer import Fuzzer, replay
@@ -160,6 +164,42 @@ def test_a_bug_in_the_engine_is_found(monkeypatch):
     fuzzer = Fuzzer(Engine, seed=1, limit=0.1)
     fuzzer.run(lambda: fuzzer.cases < 500 and ("hang",) not in fuzzer.failures)
     assert ("hang",) in fuzzer.failures
+
+
+def forgets_masked_messages(self, vector):
+    if self._open[vector]:
+        self._wires.signal(vector)
+
+
+def attaches_anywhere(self, key, gpa):
+    function, bar = key
+    try:
+        self._bus.attach(gpa, function.bars[bar].length, function.bars[bar])
+    except BusConflictError:
+        return False
+    return True
+
+
+def is_any_queue(self):
+    return self.device.queues[self._selected]
+
+
+PCI_BUGS = {
+    "interrupt": (Msix, "fire", forgets_masked_messages),
+    "decoding": (Decoder, "_attached", attaches_anywhere),
+    "IndexError": (Transport, "queue", property(is_any_queue)),
+}
+
+
+@pytest.mark.parametrize("bug", PCI_BUGS)
+def test_a_bug_in_the_transport_over_pci_is_found(monkeypatch, bug):
+    monkeypatch.setattr(*PCI_BUGS[bug])
+    fuzzer = Fuzzer(SUBJECTS["pci"], seed=1)
+    fuzzer.run(lambda: fuzzer.cases < 500 and not fuzzer.failures)
+    [failure] = fuzzer.failures.values()
+    assert failure.key[0] == bug and len(failure.case.operations) <= 4
+    monkeypatch.undo()
+    assert replay(SUBJECTS["pci"], failure.case.text(failure.text)) is None
 
 
 def test_data_that_ends_up_elsewhere_is_found(monkeypatch):

@@ -14,6 +14,7 @@ class Subject:
     seeds            operations of its first cases, each after a good bring-up
     required         names of kinds that must be reached
     everything       whether so must those of every device: of the engine, the transport and `modules`
+    transport        "mmio" or "pci"
     ordered          whether requests are served in the order in which they come back
     """
 
@@ -22,6 +23,7 @@ class Subject:
     queues = 1
     writable_config: tuple[object, ...] = (0,)
     everything = True
+    transport = "mmio"
     ordered = True
     greeting: tuple[object, ...] = ()
     seeds: tuple[object, ...] = ()

@@ -53,9 +53,9 @@ class Echo(VirtioDevice):
 
 class Engine(Subject):
     name = "engine"
-    modules = (chain, device, mmio)
+    modules: tuple[object, ...] = (chain, device, mmio)
     queues = 2
-    required = ("echo: all", "echo: short", "echo: nothing to write to", "echo: kept")
+    required: tuple[object, ...] = ("echo: all", "echo: short", "echo: nothing to write to", "echo: kept")
 
     def __init__(self, settings, kinds):
         self.kinds = kinds
