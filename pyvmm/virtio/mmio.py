@@ -16,7 +16,7 @@ from pyvmm.virtio.spec import (
     MMIO_MAGIC,
     MMIO_VERSION,
 )
-from pyvmm.virtio.transport import RING_PARTS, Transport, ring_half
+from pyvmm.virtio.transport import RING_PARTS, STATUS_FIELDS, Transport, ring_half
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,14 +36,6 @@ def _register(name: str, offset: int, access: str, *fields: Field) -> Register:
     return Register(name, offset, "virtio 1.3, 4.2.2", *fields, width=4, access=access)
 
 
-STATUS_FIELDS = (
-    Field("ACKNOWLEDGE", 1, "a driver has found the device"),
-    Field("DRIVER", 2, "it knows how to drive it"),
-    Field("DRIVER_OK", 4, "it is set up"),
-    Field("FEATURES_OK", 8, "features are negotiated"),
-    Field("DEVICE_NEEDS_RESET", 64, "the device cannot go on"),
-    Field("FAILED", 128, "the driver has given up"),
-)
 INTERRUPT_FIELDS = (
     Field("USED_BUFFER", INTERRUPT_USED_BUFFER, "buffers were used"),
     Field("CONFIG_CHANGE", INTERRUPT_CONFIG_CHANGE, "the configuration has changed"),

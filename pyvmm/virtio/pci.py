@@ -36,7 +36,7 @@ from pyvmm.virtio.spec import (
     PCI_DEVICES,
     PCI_VENDOR,
 )
-from pyvmm.virtio.transport import RING_PARTS, Transport, ring_half
+from pyvmm.virtio.transport import RING_PARTS, STATUS_FIELDS, Transport, ring_half
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -286,8 +286,9 @@ _FIELDS: tuple[tuple[str, int, int, Callable[[VirtioPci], int], Callable[[Virtio
 REGISTERS = RegisterMap(
     COMMON_LENGTH,
     *(
-        Register(name, offset, "virtio 1.3, 4.1.4.3", width=width, access="rw" if writer else "r")
+        Register(name, offset, "virtio 1.3, 4.1.4.3", *fields, width=width, access="rw" if writer else "r")
         for name, offset, width, _, writer in _FIELDS
+        for fields in [STATUS_FIELDS if name == "device_status" else ()]
     ),
 )
 _READERS = {(offset, width): reader for _, offset, width, reader, _ in _FIELDS}

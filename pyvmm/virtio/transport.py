@@ -1,10 +1,12 @@
 """What the registers of every transport do: selectors, feature words, the set-up of queues, the status (virtio 1.3, 4).
 
-Imports queue's interface. A transport encodes registers: it says which access means which of these, and how the driver
+Imports registers. A transport encodes registers: it says which access means which of these, and how the driver
 is told of something.
 """
 
 from __future__ import annotations
+
+from pyvmm.registers import Field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +18,16 @@ if TYPE_CHECKING:
     from pyvmm.virtio.queue import Virtqueue
 
 U32 = 0xFFFFFFFF
+STATUS_FIELDS = (
+    Field("ACKNOWLEDGE", 1, "a driver has found the device"),
+    Field("DRIVER", 2, "it knows how to drive it"),
+    Field("DRIVER_OK", 4, "it is set up"),
+    Field("FEATURES_OK", 8, "features are negotiated"),
+    Field("DEVICE_NEEDS_RESET", 64, "the device cannot go on"),
+    Field("FAILED", 128, "the driver has given up"),
+)
+RING_PARTS = ("descriptors", "driver", "device")
+"""The fields of Virtqueue that are addresses, in the order of every transport's registers."""
 
 
 class Transport:
@@ -105,7 +117,3 @@ def ring_half(part: str, shift: int) -> tuple[Callable[[Any], int], Callable[[An
             setattr(queue, part, getattr(queue, part) & ~(U32 << shift) | value << shift)
 
     return read, write
-
-
-RING_PARTS = ("descriptors", "driver", "device")
-"""The fields of Virtqueue that are addresses, in the order of every transport's registers."""

@@ -869,5 +869,5 @@ def test_reset_with_requests_in_flight_lets_nothing_land_afterwards(echo):
 
 
 def test_a_trace_can_name_registers(echo):
-    assert echo.transport.register_at(20, True).name == "device_status"
+    assert echo.transport.register_at(20, True).describe(3) == "device_status 0x03: ACKNOWLEDGE DRIVER"
     assert echo.transport.register_at(4, True) is None and echo.transport.register_at(0x3000, True) is None
