@@ -25,7 +25,7 @@ VENDOR, DEVICE, REVISION = 0x8086, 0x1237, 2
 
 
 class HostBridge:
-    """Bus 0, as a bus device of CONFIG_PORTS ports.
+    """Bus 0, as a bus device of CONFIG_PORTS ports. They end where a dword does, so that no access goes beyond it.
 
     It passes on to functions what comes to it, as the bus does: `lock` is its own, and a function's is taken while it
     is held, never the other way round.
@@ -50,12 +50,11 @@ class HostBridge:
 
     def read(self, offset: int, size: int) -> int:
         """The bus's read. The bus holds `lock`."""
-        nothing = (1 << 8 * size) - 1
         if offset == CONFIG_ADDRESS and size == 4:
             return self._address
-        function = self._chosen(offset, size)
+        function = self._chosen(offset)
         if function is None:
-            return nothing
+            return (1 << 8 * size) - 1
         with function.lock:
             return function.read(self._address & 0xFC | offset & 3, size)
 
@@ -64,14 +63,14 @@ class HostBridge:
         if offset == CONFIG_ADDRESS and size == 4:
             self._address = value & CONFIG_ADDRESS_BITS
             return
-        function = self._chosen(offset, size)
+        function = self._chosen(offset)
         if function is not None:
             with function.lock:
                 function.write(self._address & 0xFC | offset & 3, size, value)
 
-    def _chosen(self, offset: int, size: int) -> Function | None:
+    def _chosen(self, offset: int) -> Function | None:
         """The function that an access to the data ports means, or None: any other access is no configuration access."""
         address = self._address
-        if offset < CONFIG_DATA or (offset & 3) + size > 4 or not address & CONFIG_ENABLE or address & 0xFF0700:
+        if offset < CONFIG_DATA or not address & CONFIG_ENABLE or address & 0xFF0700:
             return None
         return self.functions.get(address >> 11 & 31)

@@ -226,13 +226,13 @@ class Function:
             told(bar, None, gpa)
 
     def _decode(self) -> None:
-        """Tell of what has changed: windows that go first, since another may come to where one was."""
+        """Tell of what has changed: with one write that is one window, or all of them come or go."""
         wanted = {bar: gpa for bar in self.bars if (gpa := self._base(bar)) is not None}
         before, self._decoded = self._decoded, wanted
-        changed = [bar for bar in self.bars if before.get(bar) != wanted.get(bar)]
-        for bar in sorted(changed, key=lambda bar: bar in wanted):
-            if self._told is not None:
-                self._told(bar, before.get(bar), wanted.get(bar))
+        for bar in self.bars:
+            old, new = before.get(bar), wanted.get(bar)
+            if old != new and self._told is not None:
+                self._told(bar, old, new)
 
     def _base(self, bar: int) -> int | None:
         """Where the window of `bar` is, or None while it is nowhere: not enabled, at 0, or being sized."""

@@ -314,9 +314,10 @@ def test_a_smaller_size_is_shown(echo, regs):
 
 def test_what_describes_a_queue_is_frozen_once_it_is_enabled(echo, regs):
     """Nor does another size reach the engine after activation (CVE-2026-5747)."""
-    echo.bring_up()
+    assert echo.negotiate()
+    echo.set_up_queues()
     fields = ["queue_size", *(register.name for register in REGISTERS if "_lo" in register.name)]
-    for status in (15, 15 | spec.STATUS_FAILED):
+    for status in (11, 15, 15 | spec.STATUS_FAILED):
         echo.put("Status", status)
         for index in (0, 1):
             regs.put_common("queue_select", index)
@@ -832,7 +833,7 @@ def test_writes_of_every_width_and_place_do_no_harm(echo, regs):
         recovers(echo)
 
 
-@pytest.mark.parametrize("offset", [12, 13, 0x3C, 0x40, 0xFF8, 0xFFC, 0xFFF])
+@pytest.mark.parametrize("offset", [12, 13, 0x3C, 0x40, 0x100, 0x200, 0xFF8, 0xFFC, 0xFFF])
 def test_configuration_beyond_its_end_reads_0(echo, regs, offset):
     """CVE-2021-45464"""
     for size in (1, 2, 4, 8):
