@@ -83,6 +83,11 @@ class VirtioDevices:
         if slot.kind == "rng":
             assert config.rng is not None
             return kinds.rng(config.rng, name)
+        if slot.kind == "9p":
+            return kinds.share(config.shares[number], name, self._reporter(name))
+        if slot.kind == "vsock":
+            assert config.vsock is not None
+            return kinds.vsock(config.vsock, name, self._reporter(name))
         assert config.balloon is not None
         return kinds.balloon(config.balloon, name)
 

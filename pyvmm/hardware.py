@@ -174,8 +174,8 @@ class Share:
         self.readonly = readonly
         if not self.path:
             raise UsageError("a share needs a directory")
-        if not tag or not tag.isprintable() or not tag.isascii() or len(tag) > MAX_TAG:
-            raise UsageError(f"share tag {tag!r} (expected up to {MAX_TAG} characters of ASCII)")
+        if not 0 < len(tag) <= MAX_TAG or not tag.isascii() or not tag.isprintable() or " " in tag:
+            raise UsageError(f"share tag {tag!r} (expected up to {MAX_TAG} characters of ASCII, no spaces)")
 
 
 class Vsock:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pyvmm.backends.net import Frames
-    from pyvmm.hardware import Balloon, Disk, Net, Rng
+    from pyvmm.hardware import Balloon, Disk, Net, Rng, Share, Vsock
     from pyvmm.virtio.console import VirtioConsole
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.port import Port
@@ -75,6 +75,22 @@ def rng(rng: Rng, name: str) -> VirtioDevice:
     from pyvmm.virtio.rng import VirtioRng
 
     return VirtioRng(name=name, rate=rng.rate)
+
+
+def share(share: Share, name: str, report: Say) -> VirtioDevice:
+    """A directory; `report(text)` is told of errors of the host's."""
+    from pyvmm.backends.share.opening import open_share
+    from pyvmm.virtio.p9 import Virtio9p
+
+    return Virtio9p(open_share(share.path, readonly=share.readonly), share.tag, name=name, report=report)
+
+
+def vsock(vsock: Vsock, name: str, report: Say) -> VirtioDevice:
+    """Sockets between guest and host; `report(text)` is told of what a user should know."""
+    from pyvmm.backends.vsock import open_vsock
+    from pyvmm.virtio.vsock import VirtioVsock
+
+    return VirtioVsock(open_vsock(vsock.path), cid=vsock.cid, name=name, report=report)
 
 
 def balloon(balloon: Balloon, name: str) -> VirtioDevice:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
+    from pyvmm.virtio.vsockhost import HostStream
+
 SUFFIX = len("_4294967295")
 """Bytes that the longest port adds to PATH."""
 WAITING = 128
@@ -91,7 +93,7 @@ class UnixSockets:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
-        self.on_call: Callable[[int, UnixStream], None] = lambda port, stream: stream.close()
+        self.on_call: Callable[[int, HostStream], None] = lambda port, stream: stream.close()
         self._streams: dict[int, UnixStream] = {}
         self._callers: dict[int, tuple[socket.socket, float]] = {}  # in the order in which their time is over
         self._listening = False
