@@ -231,14 +231,14 @@ class VirtioBlock(VirtioDevice):
         The driver is told (5.2.4). Any thread but the device's; waits until the request in hand is done. Raises
         UsageError, BackendError, and without `shrink` a UsageError for a `size` that would cut off data.
         """
-        with self.plane:
+        # `lock` too: a driver that reads the capacity in two halves sees the old generation or all of the new (2.5.3).
+        with self.lock, self.plane:
             before = self.disk.size
             if size is not None and size < before and not shrink:
                 raise UsageError(f"{self.name}: at {size} bytes the disk would lose its last {before - size}")
             self.disk.resize(size)
             now = self.disk.size
             self._capacity = now // SECTOR
-        with self.lock:
             if now != before:
                 self.config_changed()
         return now
