@@ -159,7 +159,7 @@ class VirtioBlock(VirtioDevice):
         self.queue_sizes = (queue_size,) * queues
         super().__init__(name)
         self.disk = disk
-        self._capacity = disk.size // SECTOR
+        self._capacity = self._shown = disk.size // SECTOR  # what requests may reach; what the driver reads
         self._id = serial.encode().ljust(BLK_ID_BYTES, b"\0")
         self._seg_max = queue_size - 2  # header and status take the others
         self._report = report
@@ -196,7 +196,7 @@ class VirtioBlock(VirtioDevice):
         disk = self.disk
         blocks = max(1, disk.physical_block_size // disk.block_size)
         return CONFIG.pack(
-            self._capacity,
+            self._shown,
             0,  # size_max, not offered
             self._seg_max,
             *(0, 0, 0),  # geometry, not offered: no driver of this century asks a disk for its heads
@@ -231,14 +231,16 @@ class VirtioBlock(VirtioDevice):
         The driver is told (5.2.4). Any thread but the device's; waits until the request in hand is done. Raises
         UsageError, BackendError, and without `shrink` a UsageError for a `size` that would cut off data.
         """
-        # `lock` too: a driver that reads the capacity in two halves sees the old generation or all of the new (2.5.3).
-        with self.lock, self.plane:
+        with self.plane:
             before = self.disk.size
             if size is not None and size < before and not shrink:
                 raise UsageError(f"{self.name}: at {size} bytes the disk would lose its last {before - size}")
             self.disk.resize(size)
             now = self.disk.size
             self._capacity = now // SECTOR
+        # What is shown changes with the generation: a driver reads it in two halves (2.5.3).
+        with self.lock:
+            self._shown = self._capacity
             if now != before:
                 self.config_changed()
         return now
