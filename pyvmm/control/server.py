@@ -44,7 +44,7 @@ class ControlServer:
         self._folder: Folder | None = None
         self._listener: _socket.socket | None = None
         self._inode = 0
-        self._thread = threading.Thread(target=self._run, name="control")
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._clients: dict[_socket.socket, threading.Thread] = {}
         self._closing = False
@@ -88,7 +88,7 @@ class ControlServer:
 
     def start(self) -> None:
         """Begin to serve. Raises PyvmmError where the host has no room for a thread."""
-        threads.start(self._thread)
+        self._thread = threads.start(threading.Thread(target=self._run, args=(self._listener,), name="control"))
 
     def close(self) -> None:
         """Give up the name and hang up; a second call does nothing."""
@@ -101,7 +101,7 @@ class ControlServer:
             from _socket import SHUT_RDWR
 
             listener.shutdown(SHUT_RDWR)  # accept(2) returns
-            if self._thread.ident is not None:
+            if self._thread is not None:
                 self._thread.join(CLOSE_WAIT)
             listener.close()
             self._hang_up(SHUT_RDWR)
@@ -132,11 +132,9 @@ class ControlServer:
 
     # --- The thread that waits for clients ----------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, listener: _socket.socket) -> None:
         from _socket import socket
 
-        listener = self._listener
-        assert listener is not None
         while True:
             try:
                 fd, _ = listener._accept()  # type: ignore[attr-defined]
