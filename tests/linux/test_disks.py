@@ -19,7 +19,8 @@ step {name}-write dd if=/dev/vda of=/mnt/file bs=64k count={count}
 md5sum < /mnt/file > /tmp/sum
 step {name}-unmount umount /mnt
 step {name}-remount mount -t ext4 /dev/{name} /mnt
-step {name}-compare sh -c 'md5sum < /mnt/file | cmp - /tmp/sum'
+md5sum < /mnt/file > /tmp/again
+step {name}-compare cmp /tmp/again /tmp/sum
 step {name}-unmount-again umount /mnt
 step {name}-fsck e2fsck -fn /dev/{name}
 value {name}-sum $(cat /tmp/sum)

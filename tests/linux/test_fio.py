@@ -15,7 +15,8 @@ step fio fio --filename=/dev/vdb --direct=1 --ioengine=psync --verify=crc32c --v
     --minimal --output=/tmp/out \\
     --name=random --rw=randwrite --bs=4k --size={random}K \\
     --name=sequential --stonewall --rw=write --bs=64k --size={sequential}K --offset=16M
-value results $(grep '^3;' /tmp/out | cut -d';' -f3,5,6,47)
+grep '^3;' /tmp/out > /tmp/terse
+value results $(cut -d';' -f3,5,6,47 /tmp/terse)
 """
 
 
