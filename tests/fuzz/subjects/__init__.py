@@ -7,6 +7,9 @@ from tests.fuzz.subjects.engine import Engine
 from tests.fuzz.subjects.net import Net
 from tests.fuzz.subjects.pci import Pci
 from tests.fuzz.subjects.rng import Rng
+from tests.fuzz.subjects.share import Share
 from tests.fuzz.subjects.vsock import Vsock
 
-SUBJECTS = {subject.name: subject for subject in (Engine, Block, BlockFile, Net, Console, Rng, Balloon, Vsock, Pci)}
+SUBJECTS = {
+    subject.name: subject for subject in (Engine, Block, BlockFile, Net, Console, Rng, Balloon, Vsock, Share, Pci)
+}
