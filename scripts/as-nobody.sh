@@ -3,8 +3,8 @@
 #
 # Everything happens in a mount namespace of its own, so nothing on the machine changes: /dev/kvm is a node that
 # everybody may open, and where a folder on the way to the checkout or to the interpreter is closed to others (/root
-# usually is), an empty one takes its place that shows just those two. HOME, TMPDIR and the cache are new and go at the
-# end. Where such a namespace cannot be made, says so and ends with 0, or with 1 if PYVMM_REQUIRE lists `unprivileged`.
+# usually is), an empty one takes its place that shows just those two. HOME, TMPDIR and the cache, which has a copy of
+# the tiny Linux if root's has one, are new and go at the end. Where such a namespace cannot be made, says so and ends with 0, or with 1 if PYVMM_REQUIRE lists `unprivileged`.
 set -u
 
 checkout=$(cd "$(dirname "$0")/.." && pwd -P)
@@ -32,6 +32,13 @@ mount -t tmpfs -o mode=755 none "$stage" || cannot "nothing can be mounted here"
 
 if [ -e /dev/kvm ] && [ "$(stat -L -c %t:%T /dev/kvm)" = a:e8 ]; then
     mknod -m 666 "$stage/kvm" c 10 232 && mount --bind "$stage/kvm" /dev/kvm
+fi
+
+tiny=${PYVMM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pyvmm}/images/tiny
+if [ -d "$tiny" ]; then
+    mkdir -p "$home/cache/images"
+    cp -r "$tiny" "$home/cache/images/tiny"
+    chown -R nobody: "$home/cache"
 fi
 
 closed() { # the topmost folder on the way to $1 that others may not pass

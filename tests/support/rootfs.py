@@ -66,6 +66,7 @@ def build(folder: Path, script: str, programs=(), size: str = "64M", files=()) -
     (tree / "init").chmod(0o755)
     (tree / "script").write_text(script)
     for name, content in files:
+        (tree / name.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
         (tree / name.lstrip("/")).write_bytes(content)
     made = folder / "root.img"
     subprocess.run(
