@@ -53,7 +53,8 @@ def test_twenty_disks_at_once_beside_a_network_random_numbers_and_a_port(tmp_pat
     script += """
 value mac $(cat /sys/class/net/eth0/address)
 step random dd if=/dev/hwrng of=/dev/null bs=64 count=1
-step port sh -c 'echo hello > /dev/vport0p1'
+set -- /dev/vport*p1
+step port sh -c "echo hello > $1"
 value messages $(grep -c "PCI-MSI" /proc/interrupts)
 """
     root = build(tmp_path, script, files=files(content))
