@@ -25,13 +25,13 @@ from pyvmm.debug.diagnosis import Diagnosis
 from pyvmm.errors import (
     STATUS_TIME_LIMIT,
     STATUS_VMM_ERROR,
-    PyvmmError,
     TimeLimitError,
     UsageError,
     VcpuStuckError,
 )
 from pyvmm.machine import Machine
 from pyvmm.memory import GuestMemory
+from pyvmm.parts import Parts
 from pyvmm.runloop import STUCK_AFTER, Control, Outcome, VcpuLoop
 from pyvmm.slots import HVC, choose_transport, slots
 
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, Self
 
     from pyvmm.attach import VirtioDevices
-    from pyvmm.backends.ports import PortBackend
-    from pyvmm.debug.consolewatch import Complaint
-    from pyvmm.debug.evidence import Reason
     from pyvmm.debug.report import CrashReport
     from pyvmm.kvm.exits import InternalError
     from pyvmm.kvm.host import Host
@@ -53,9 +50,6 @@ if TYPE_CHECKING:
     from pyvmm.observe import Observer
     from pyvmm.runloop import Repair
     from pyvmm.slots import Slot
-    from pyvmm.virtio.balloon import VirtioBalloon
-    from pyvmm.virtio.device import VirtioDevice
-    from pyvmm.virtio.faults import FaultPlan
 
     class Console(Protocol):
         """What the VM asks of a console back-end; see `pyvmm.backends`."""
@@ -75,7 +69,7 @@ REPORTED = ("crash", "time-limit", "stuck", "panic")
 """Outcomes that deserve a crash report."""
 
 
-class VM:
+class VM(Parts):
     """One virtual machine. Use it as a context manager, or call `start()` and `close()`.
 
     `kernel` and the keyword settings are those of `VmConfig` (or give `config`, ready made). `console` is a back-end
@@ -280,10 +274,6 @@ class VM:
             self._virtio.resume()
         self._announce("running")
 
-    def still(self) -> Still:
-        """For a `with`: every vCPU stands still inside, whether the VM is paused or not, and is as it was behind it."""
-        return Still(self._control)
-
     def stop(self, outcome: Outcome | None = None) -> None:
         """End the run, by default with reason "stopped" and status 0, unless it has ended already. Any thread."""
         self._control.end(outcome or Outcome("stopped", 0, "stopped by the program that ran it"))
@@ -326,113 +316,7 @@ class VM:
         if failure is not None:
             raise failure
 
-    # --- What a user looks at ----------------------------------------------------------------------------------
-
-    @property
-    def exit(self) -> Outcome | None:
-        """How the run ended, or None while it has not."""
-        return self._control.outcome
-
-    @property
-    def host(self) -> Host:
-        """Which KVM this is, and its quirks."""
-        if self._host is None:
-            from pyvmm.kvm.host import Host
-
-            self._host = Host()
-        return self._host
-
-    @property
-    def memory(self) -> GuestMemory:
-        """The guest's RAM."""
-        if self._memory is None:
-            raise UsageError("this VM has no memory yet: start() or load() comes first")
-        return self._memory
-
-    @property
-    def machine(self) -> Machine:
-        """Buses and platform devices; attach own devices while the VM is paused."""
-        if self._machine is None:
-            raise UsageError("this VM has no devices yet: start() comes first")
-        return self._machine
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        """Where the guest finds its virtio devices; empty before the kernel is loaded."""
-        return tuple(self._slots)
-
-    @property
-    def ports(self) -> dict[str, PortBackend]:
-        """What the named ports of the virtio console are connected to, by name."""
-        return {} if self._virtio is None else self._virtio.ports
-
-    @property
-    def faults(self) -> FaultPlan | None:
-        """The plan of faults on purpose, which counts them, or None."""
-        return None if self._virtio is None else self._virtio.faults
-
-    @property
-    def state(self) -> str:
-        """How far it is: "made", "running", "paused" or "ended"."""
-        if self.exit is not None:
-            return "ended"
-        return "made" if not self.loops else "paused" if self._control.pausing else "running"
-
-    @property
-    def balloon(self) -> VirtioBalloon | None:
-        """The balloon in the guest's memory, or None."""
-        from pyvmm.virtio.balloon import VirtioBalloon
-
-        devices = () if self._virtio is None else self._virtio.devices
-        return next((device for device in devices if isinstance(device, VirtioBalloon)), None)
-
-    def net_link(self, up: bool, device: str = "net0") -> None:
-        """Plug the cable of the network interface `device` in, or pull it. Raises UsageError if there is no such."""
-        from pyvmm.virtio.net import VirtioNet
-
-        found = self._device(device)
-        if not isinstance(found, VirtioNet):
-            raise UsageError(f"{device} is no network interface")
-        found.set_link(up)
-
-    def resize_disk(self, size: int | None = None, device: str = "blk0", *, shrink: bool = False) -> int:
-        """Make the disk `device` `size` bytes long, or, with None, as long as its image has become; returns its size.
-
-        Only with `shrink` does it become shorter. Raises UsageError, BackendError.
-        """
-        from pyvmm.virtio.block import VirtioBlock
-
-        found = self._device(device)
-        if not isinstance(found, VirtioBlock):
-            raise UsageError(f"{device} is no disk")
-        return found.resize(size, shrink=shrink)
-
-    @property
-    def vcpus(self) -> tuple[VcpuFd, ...]:
-        """The vCPUs; their registers mean something only while the VM is paused or has ended."""
-        return self._vcpus
-
-    @property
-    def complaints(self) -> tuple[Complaint, ...]:
-        """Panics, oopses and warnings that the guest's kernel has written to its console, as far as looked at."""
-        return tuple(self._diagnosis.console.complaints)
-
-    @property
-    def hints(self) -> tuple[Reason, ...]:
-        """What the guest's last words make likely; for a run that ended badly."""
-        return tuple(self._diagnosis.hints())
-
-    @property
-    def stats(self) -> Stats:
-        """Counters of the run so far."""
-        return Stats(self)
-
     # --- Inside ------------------------------------------------------------------------------------------------
-
-    def _device(self, name: str) -> VirtioDevice:
-        if self._virtio is None:
-            raise UsageError(f"there is no device {name!r} (there is none)")
-        return self._virtio.device(name)
 
     def _output(self, data: bytes) -> None:
         self._diagnosis.console.feed(data)
@@ -473,49 +357,3 @@ def _undo(closers: list[Callable[[], None]]) -> Exception | None:
         except Exception as error:
             failure = failure or error
     return failure
-
-
-class Still:
-    """A moment in which a running VM stands still. Entering raises VcpuStuckError when a vCPU does not come back."""
-
-    __slots__ = ("_control",)
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-
-    def __enter__(self) -> None:
-        self._control.hold_still()
-
-    def __exit__(self, *_: object) -> None:
-        self._control.release()
-
-
-class Stats:
-    """Counters of a VM at one moment.
-
-    exits      how many by name ("IO", "MMIO", ...), over all vCPUs
-    completed  how many instructions that KVM refused were completed, by name ("popcnt", "popcnt (#PF)", ...)
-    unclaimed  reads and writes that no device answered, ports and MMIO together
-    seconds    wall time since the vCPUs were started, up to the end of the run
-    """
-
-    __slots__ = ("completed", "exits", "seconds", "unclaimed")
-
-    def __init__(self, vm: VM) -> None:
-        self.exits: dict[str, int] = {}
-        self.completed: dict[str, int] = {}
-        for loop in vm.loops:
-            for name, count in list(loop.completed.items()):
-                self.completed[name] = self.completed.get(name, 0) + count
-            for kind, count in list(loop.counts.items()):
-                self.exits[kind.name] = self.exits.get(kind.name, 0) + count
-        buses = () if vm._machine is None else (vm._machine.ports, vm._machine.mmio)
-        self.unclaimed = sum(bus.unclaimed_reads + bus.unclaimed_writes for bus in buses)
-        end = vm._ended_at or time.monotonic()
-        self.seconds = end - vm._started_at if vm._started_at else 0.0
-
-    def __repr__(self) -> str:
-        return f"Stats(exits={self.exits}, unclaimed={self.unclaimed}, seconds={self.seconds:.3f})"
-
-
-__all__ = ["VM", "Outcome", "PyvmmError", "Stats", "VcpuStuckError"]
