@@ -34,11 +34,11 @@ def guest(name: str, file: str = "kernel") -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout.strip()
 
 
-def build(name: str, folder: Path) -> str:
-    """Compile bench/NAME.c into `folder`; the program's path."""
+def build(name: str, folder: Path, *flags: str) -> str:
+    """Compile bench/NAME.c into `folder`, with more `flags` for gcc; the program's path."""
     target = folder / name
     source = ROOT / "bench" / f"{name}.c"
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(source)]
+    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", *flags, "-o", str(target), str(source)]
     subprocess.run(command, check=True)
     return str(target)
 

@@ -228,34 +228,41 @@ def measure(setting: Setting, contender: Contender, tests: list[str], millisecon
     setting.socket.unlink(missing_ok=True)
     peer = subprocess.Popen([setting.peer, "listen", str(setting.socket)])
     argv = contender.argv(setting, setting.words(tests, milliseconds), needed(tests))
-    results: list[Result] = []
     try:
         while not setting.socket.exists() and peer.poll() is None:
             time.sleep(0.001)
-        with subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT, env=environment()
-        ) as process:
-            try:
-                _listen(process, setting.khz, results)
-            finally:
-                process.kill()
+        said = follow(argv, len(tests), LIMIT)
     finally:
         peer.kill()
         peer.wait()
-    if len(results) != len(tests):
-        raise SystemExit(f"{contender.name} made {len(results)} measurements of {len(tests)}: {' '.join(argv)}")
-    return results
+    return [Result(line, setting.khz, cpu) for line, cpu in said]
 
 
-def _listen(process: subprocess.Popen[bytes], khz: int, results: list[Result]) -> None:
-    """Follow what the guest prints until it ends."""
+def follow(argv: list[str], count: int, limit: float) -> list[tuple[str, float]]:
+    """Start a VMM and see its guest make `count` measurements, between a line `begin` and a line `end` each.
+
+    Returns each one's `end` line, and the data planes' seconds of CPU time meanwhile. SystemExit where the guest says
+    that something FAILED, or has not made them all at its end or after `limit` seconds.
+    """
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT, env=environment()
+    ) as process:
+        try:
+            return _listen(process, count, limit)
+        finally:
+            process.kill()
+
+
+def _listen(process: subprocess.Popen[bytes], count: int, limit: float) -> list[tuple[str, float]]:
     assert process.stdout is not None
-    until = time.monotonic() + LIMIT
-    held, before = b"", 0.0
+    until = time.monotonic() + limit
+    said: list[tuple[str, float]] = []
+    held, before, end = b"", 0.0, f"no end within {limit:g} s"
     while select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
         data = process.stdout.read(1 << 16)
         if not data:
-            return
+            end = "it has ended"
+            break
         whole, newline, rest = data.rpartition(b"\n")
         text, held = (held + whole, rest) if newline else (b"", held + data)
         for found in LINE.finditer(text):
@@ -263,10 +270,12 @@ def _listen(process: subprocess.Popen[bytes], khz: int, results: list[Result]) -
             if line.startswith("begin "):
                 before = data_plane_cpu(process.pid)
             elif line.startswith("end "):
-                results.append(Result(line, khz, data_plane_cpu(process.pid) - before))
+                said.append((line, data_plane_cpu(process.pid) - before))
+                if len(said) == count:
+                    return said
             else:
-                print(f"the guest says: {line}", file=sys.stderr)
-    raise SystemExit(f"no end within {LIMIT} s")
+                raise SystemExit(f"the guest says: {line}: {process.args!r}")
+    raise SystemExit(f"{end}, with {len(said)} measurements of {count}: {process.args!r}")
 
 
 def run(setting: Setting, rounds: int, milliseconds: int, only: str) -> Samples:
