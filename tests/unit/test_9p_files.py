@@ -420,6 +420,29 @@ def test_entries_that_are_kept_are_bounded(shared, monkeypatch):
     assert client.list("folder") == []
 
 
+@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])])
+def test_a_large_share_is_walked_and_held(shared, count):
+    """As `find` does, and then by a client that keeps a fid of every file, as Linux does with cache=loose."""
+    client, folder = shared
+    names = {b"%06d" % number for number in range(count)}
+    for number in range(0, count, 1000):
+        (folder / f"{number}").mkdir()
+        for name in range(number, min(number + 1000, count)):
+            (folder / f"{number}" / f"{name:06}").touch()
+    before, held, found = len(os.listdir("/proc/self/fd")), [], set()
+    for directory in client.list(""):
+        for name in client.list(directory.decode()):
+            held.append(client.walk(ROOT, directory, name))
+            found.add(name)
+    assert found == names
+    assert len(os.listdir("/proc/self/fd")) <= before + tree.CACHE
+    for fid in held[:: max(1, count // 2000)]:
+        assert client.getattr(fid)["size"] == 0, "also those whose descriptors were closed meanwhile"
+    for fid in held:
+        client.clunk(fid)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 # --- Read-only -------------------------------------------------------------------------------------------------------
 
 
