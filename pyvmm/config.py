@@ -10,13 +10,13 @@ import os
 
 from pyvmm import layout
 from pyvmm.errors import UsageError
-from pyvmm.hardware import Disk, Net
+from pyvmm.hardware import Disk, Net, Port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyvmm.hardware import Balloon, Port, Rng, Share, Vsock
+    from pyvmm.hardware import Balloon, Rng, Share, Vsock
 
 _SIZE_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -27,6 +27,8 @@ ON_PANIC = ("exit", "wait", "pause")
 TRANSPORTS = ("auto", "mmio", "pci")
 FAIL_ON = ("oops", "warn")
 FLAT_MODES = ("real", "protected", "long")
+AGENT_PORTS = ("org.qemu.guest_agent.0", "org.pyvmm.exec.0")
+"""The ports of an agent in the guest: the one that distributions' agents look for, and our own one's beside it."""
 MAX_CPUS = 255
 """xAPIC identifiers are 8 bits and 0xff is the broadcast (Intel SDM volume 3A, 11.4.6)."""
 DEFAULT_MEMORY = 128 << 20
@@ -112,6 +114,7 @@ class VmConfig:
     disks            each a `pyvmm.Disk`, or just a path
     net              a `pyvmm.Net`, several of them, or None
     ports            `pyvmm.Port`s of the virtio console
+    agent            whether the guest gets the ports for an agent, which `VM.exec` and its like need
     rng              a `pyvmm.Rng`, or None
     shares           `pyvmm.Share`s
     vsock            a `pyvmm.Vsock`, or None
@@ -126,6 +129,7 @@ class VmConfig:
     """
 
     __slots__ = (
+        "agent",
         "append",
         "balloon",
         "cpu",
@@ -182,6 +186,7 @@ class VmConfig:
         disks: Sequence[Disk | str | os.PathLike[str]] = (),
         net: Net | Sequence[Net] | None = None,
         ports: Sequence[Port] = (),
+        agent: bool = False,
         rng: Rng | None = None,
         shares: Sequence[Share] = (),
         vsock: Vsock | None = None,
@@ -212,7 +217,8 @@ class VmConfig:
         self.memory_backing = memory_backing
         self.disks = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
         self.nets = () if net is None else (net,) if isinstance(net, Net) else tuple(net)
-        self.ports = tuple(ports)
+        self.agent = agent
+        self.ports = (*(Port(name) for name in AGENT_PORTS if agent), *ports)
         self.rng = rng
         self.shares = tuple(shares)
         self.vsock = vsock

@@ -96,6 +96,14 @@ class BackendError(PyvmmError, OSError):
     """What a device is connected to (a file, a socket, a terminal) cannot be had."""
 
 
+class GuestAgentError(PyvmmError):
+    """The agent in a guest refuses, cannot do what it is asked, or makes no sense. `errno` is the guest's, or 0."""
+
+    def __init__(self, text: str, *, errno: int = 0) -> None:
+        super().__init__(text)
+        self.errno = errno
+
+
 class VcpuStuckError(PyvmmError, TimeoutError):
     """A vCPU did not come back from KVM after a kick; its thread is left behind."""
 

@@ -29,6 +29,7 @@ from pyvmm.errors import (
     UsageError,
     VcpuStuckError,
 )
+from pyvmm.guest.parts import GuestParts
 from pyvmm.machine import Machine
 from pyvmm.memory import GuestMemory
 from pyvmm.parts import Parts
@@ -69,7 +70,7 @@ REPORTED = ("crash", "time-limit", "stuck", "panic")
 """Outcomes that deserve a crash report."""
 
 
-class VM(Parts):
+class VM(Parts, GuestParts):
     """One virtual machine. Use it as a context manager, or call `start()` and `close()`.
 
     `kernel` and the keyword settings are those of `VmConfig` (or give `config`, ready made). `console` is a back-end
