@@ -868,7 +868,7 @@ def test_a_file_that_cannot_be_written_is_a_closed_port(live):
     guest.hear(OPEN, 1)
     guest.put_out(b"line\n")
     guest.hear(OPEN, 0)
-    assert guest.errors == [errno.ENOSPC]
+    wait_for(lambda: guest.errors == [errno.ENOSPC], "the error that closed it")
     guest.errors.clear()
     guest.put_out(b"goes nowhere")
 
