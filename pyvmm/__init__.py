@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyvmm.errors import (
         BackendError,
         BusConflictError,
+        GuestAgentError,
         GuestMemoryError,
         ImageError,
         KvmError,
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
         VcpuStuckError,
     )
     from pyvmm.hardware import Balloon, Disk, Net, Port, Rng, Share, Vsock
+    from pyvmm.owndevices import MmioDevice, PortDevice
     from pyvmm.runloop import Outcome
+    from pyvmm.virtio.device import VirtioDevice
     from pyvmm.vm import VM
 
 __version__ = "0.1.0"
@@ -39,6 +42,9 @@ __all__ = [
     "Share",
     "Vsock",
     "Balloon",
+    "PortDevice",
+    "MmioDevice",
+    "VirtioDevice",
     "Outcome",
     "PyvmmError",
     "UsageError",
@@ -47,6 +53,7 @@ __all__ = [
     "LoadError",
     "GuestMemoryError",
     "BusConflictError",
+    "GuestAgentError",
     "ImageError",
     "BackendError",
     "VcpuStuckError",
@@ -57,6 +64,7 @@ __all__ = [
 
 _HOMES = {"VM": "pyvmm.vm", "VmConfig": "pyvmm.config", "Outcome": "pyvmm.runloop"}
 _HOMES |= dict.fromkeys(("Balloon", "Disk", "Net", "Port", "Rng", "Share", "Vsock"), "pyvmm.hardware")
+_HOMES |= {"MmioDevice": "pyvmm.owndevices", "PortDevice": "pyvmm.owndevices", "VirtioDevice": "pyvmm.virtio.device"}
 """Where a public name is to be found; every other one is an exception, in `pyvmm.errors`."""
 
 

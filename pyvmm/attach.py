@@ -73,6 +73,10 @@ class VirtioDevices:
 
     def _make(self, slot: Slot) -> VirtioDevice:
         config, name, number = self._config, slot.name, slot.number
+        if slot.kind == "own":
+            device = config.virtio[number]
+            device.name = name
+            return device
         if slot.kind == "blk":
             return kinds.block(config.disks[number], name, self._reporter(name))
         if slot.kind == "net":

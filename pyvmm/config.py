@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyvmm.hardware import Balloon, Rng, Share, Vsock
+    from pyvmm.virtio.device import VirtioDevice
 
 _SIZE_UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -119,6 +120,7 @@ class VmConfig:
     shares           `pyvmm.Share`s
     vsock            a `pyvmm.Vsock`, or None
     balloon          a `pyvmm.Balloon`, or None
+    virtio           virtio devices of one's own, `pyvmm.VirtioDevice`s: made for this VM, which closes them
     transport        how the guest finds its virtio devices, one of TRANSPORTS: "auto" is what its kernel can use
     name             what other programs call the VM while it runs, or "": they do not learn of it
     faults           rules of faults on purpose, as `--fault` has them
@@ -159,6 +161,7 @@ class VmConfig:
         "symbols",
         "timeout",
         "transport",
+        "virtio",
         "vsock",
     )
 
@@ -191,6 +194,7 @@ class VmConfig:
         shares: Sequence[Share] = (),
         vsock: Vsock | None = None,
         balloon: Balloon | None = None,
+        virtio: Sequence[VirtioDevice] = (),
         transport: str = "auto",
         name: str = "",
         faults: Sequence[str] = (),
@@ -223,6 +227,7 @@ class VmConfig:
         self.shares = tuple(shares)
         self.vsock = vsock
         self.balloon = balloon
+        self.virtio = tuple(virtio)
         self.transport = _one_of("transport", transport, TRANSPORTS)
         self.name = name
         self.faults = tuple(faults)

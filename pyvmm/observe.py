@@ -8,7 +8,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from pyvmm.kvm.exits import Exit
+
+    Hook = Callable[[Any, Any], object]
+    """hook(vcpu, exit): the vCPU, whose registers may be read, and the exit."""
 
 
 class Observer:
@@ -19,3 +25,24 @@ class Observer:
 
     def on_lifecycle(self, state: str) -> None:
         """The VM is now "running", "paused" or "ended"."""
+
+
+class ExitHooks(Observer):
+    """Calls functions for the kinds of exit that they are for, each with the vCPU that `vcpu(number)` gives."""
+
+    def __init__(self, vcpu: Callable[[int], object]) -> None:
+        self._vcpu = vcpu
+        self._hooks: dict[type[Exit], tuple[Hook, ...]] = {}
+
+    def add(self, kind: type[Exit], hook: Hook) -> None:
+        """From now on call `hook` for exits of exactly this class. Any thread."""
+        self._hooks[kind] = (*self._hooks.get(kind, ()), hook)
+
+    def remove(self, kind: type[Exit], hook: Hook) -> None:
+        """No more; nothing happens if it was removed before."""
+        self._hooks[kind] = tuple(one for one in self._hooks.get(kind, ()) if one is not hook)
+
+    def on_exit(self, vcpu: int, exit: Exit) -> None:
+        """Called by the run loop."""
+        for hook in self._hooks.get(exit.__class__, ()):
+            hook(self._vcpu(vcpu), exit)

@@ -7,60 +7,57 @@ from __future__ import annotations
 
 import time
 
-from pyvmm.errors import UsageError
+from pyvmm import layout
+from pyvmm.errors import BusConflictError, UsageError
+from pyvmm.processors import Processors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pyvmm.attach import VirtioDevices
     from pyvmm.backends.ports import PortBackend
     from pyvmm.config import VmConfig
+    from pyvmm.consolelink import ConsoleLink
     from pyvmm.debug.consolewatch import Complaint
     from pyvmm.debug.diagnosis import Diagnosis
     from pyvmm.debug.evidence import Reason
-    from pyvmm.kvm.host import Host
-    from pyvmm.kvm.vcpu import VcpuFd
+    from pyvmm.kvm.vm import VmFd
     from pyvmm.machine import Machine
     from pyvmm.memory import GuestMemory
-    from pyvmm.runloop import Control, Outcome, VcpuLoop
+    from pyvmm.owndevices import OwnDevice
+    from pyvmm.runloop import Outcome
     from pyvmm.slots import Slot
     from pyvmm.virtio.balloon import VirtioBalloon
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.faults import FaultPlan
 
 
-class Parts:
-    """What `VM` has beside its lifecycle."""
+GSIS = 24
+"""Inputs of the I/O APIC (Intel 82093AA data sheet, 2.4)."""
+
+
+class Parts(Processors):
+    """What `VM` has beside its lifecycle: devices, memory, console, what became of it; its base has the vCPUs."""
 
     config: VmConfig
-    loops: tuple[VcpuLoop, ...]
-    _control: Control
     _diagnosis: Diagnosis
     _ended_at: float
-    _host: Host | None
+    _fd: VmFd | None
+    _guest_closers: list[Callable[[], None]]
+    _link: ConsoleLink | None
+    _listeners: tuple[Callable[[bytes], None], ...]
     _machine: Machine | None
     _memory: GuestMemory | None
+    _own: list[tuple[OwnDevice, int | None, int | None, int, int | None]]
     _slots: list[Slot]
     _started_at: float
-    _vcpus: tuple[VcpuFd, ...]
     _virtio: VirtioDevices | None
-
-    def still(self) -> Still:
-        """For a `with`: every vCPU stands still inside, whether the VM is paused or not, and is as it was behind it."""
-        return Still(self._control)
 
     @property
     def exit(self) -> Outcome | None:
         """How the run ended, or None while it has not."""
         return self._control.outcome
-
-    @property
-    def host(self) -> Host:
-        """Which KVM this is, and its quirks."""
-        if self._host is None:
-            from pyvmm.kvm.host import Host
-
-            self._host = Host()
-        return self._host
 
     @property
     def memory(self) -> GuestMemory:
@@ -127,10 +124,74 @@ class Parts:
             raise UsageError(f"{device} is no disk")
         return found.resize(size, shrink=shrink)
 
+    def attach(
+        self,
+        device: OwnDevice,
+        *,
+        port: int | None = None,
+        gpa: int | None = None,
+        length: int | None = None,
+        irq: int | None = None,
+    ) -> None:
+        """Let `device` answer at I/O port `port` or guest-physical address `gpa`, for `length` ports or bytes.
+
+        `length` is the device's own by default. With `irq`, a GSI below 24, the device gets an interrupt line, a
+        level. Before the start or later, the vCPUs running or not. Raises UsageError, and BusConflictError where
+        something else answers already (before the start: when that comes).
+        """
+        if (port is None) == (gpa is None):
+            raise UsageError("a device is attached at a port or at a gpa: one of the two")
+        if irq is not None and not 0 <= irq < GSIS:
+            raise UsageError(f"interrupt {irq} (expected 0 to {GSIS - 1})")
+        how = device, port, gpa, device.length if length is None else length, irq
+        if self._machine is None:
+            self._own.append(how)
+        else:
+            self._attach(*how)
+
+    def _attach(self, device: OwnDevice, port: int | None, gpa: int | None, length: int, irq: int | None) -> None:
+        fd, machine = self._fd, self.machine
+        assert fd is not None
+        if gpa is not None:
+            taken = [
+                *layout.ram_ranges(self.config.mem),
+                *((page, layout.PAGE) for page in (layout.IOAPIC, layout.LAPIC)),
+            ]
+            for start, size in taken:
+                if gpa < start + size and start < gpa + length:
+                    what = "memory" if start in (0, layout.HOLE_END) else "KVM's interrupt controllers"
+                    raise BusConflictError(f"{device.name} at {gpa:#x}+{length:#x} overlaps {what} at {start:#x}")
+        device.memory = self.memory
+        if irq is not None:
+            from pyvmm.events import IrqLine
+
+            device.irq = IrqLine(lambda asserted: fd.irq_line(irq, asserted))
+        if port is not None:
+            machine.ports.attach(port, length, device)
+        elif gpa is not None:
+            machine.mmio.attach(gpa, length, device)
+        self._guest_closers.append(device.close)
+
     @property
-    def vcpus(self) -> tuple[VcpuFd, ...]:
-        """The vCPUs; their registers mean something only while the VM is paused or has ended."""
-        return self._vcpus
+    def console_log(self) -> bytes:
+        """The last 64 KiB, or a bit more, of what the guest wrote to its console, whatever that is connected to."""
+        return self._diagnosis.console.transcript()
+
+    def listen(self, listener: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call `listener(data)` with all that the guest writes to its console from now on; returns what ends that.
+
+        It is called on a vCPU's or a data plane's thread, under a device's lock, and must not block.
+        """
+        self._listeners = (*self._listeners, listener)
+
+        def end() -> None:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+        return end
+
+    def type(self, data: bytes) -> int:
+        """Give the guest's console input, whatever it is connected to; returns how many bytes it took at once."""
+        return 0 if self._link is None else self._link.receive(data)
 
     @property
     def complaints(self) -> tuple[Complaint, ...]:
@@ -151,21 +212,6 @@ class Parts:
         if self._virtio is None:
             raise UsageError(f"there is no device {name!r} (there is none)")
         return self._virtio.device(name)
-
-
-class Still:
-    """A moment in which a running VM stands still. Entering raises VcpuStuckError when a vCPU does not come back."""
-
-    __slots__ = ("_control",)
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-
-    def __enter__(self) -> None:
-        self._control.hold_still()
-
-    def __exit__(self, *_: object) -> None:
-        self._control.release()
 
 
 class Stats:

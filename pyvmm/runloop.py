@@ -16,7 +16,7 @@ import threading
 import time
 from collections import defaultdict, deque
 
-from pyvmm.errors import STATUS_CRASH, STATUS_VMM_ERROR, VcpuStuckError
+from pyvmm.errors import STATUS_CRASH, STATUS_VMM_ERROR, UsageError, VcpuStuckError
 from pyvmm.kvm.exits import Exit, FailEntry, InternalError, Interrupted, Mmio, Pio, Shutdown, SystemEvent
 
 TYPE_CHECKING = False
@@ -56,8 +56,8 @@ STUCK_AFTER = 5.0
 class Outcome:
     """How a run ended.
 
-    reason   "debug-exit", "power-off", "reboot", "quit", "signal", "crash", "panic", "stuck", "time-limit", "stopped"
-             or "error"
+    reason   "debug-exit", "power-off", "reboot", "quit", "signal", "crash", "panic", "stuck", "time-limit", "stopped",
+             "killed" or "error"
     status   the process's exit status by the rule of the command line (0 to 255)
     detail   one line in words
     report   the crash report, or None where none is due
@@ -87,6 +87,7 @@ class Control:
     """
 
     __slots__ = (
+        "_errands",
         "_holds",
         "_leaving",
         "_vcpus",
@@ -107,6 +108,7 @@ class Control:
         self.outcome: Outcome | None = None
         self.parked = 0
         self.live = 0
+        self._errands: dict[int, Callable[[], None]] = {}
         self._holds = 0
         self._leaving = 0
         self._vcpus: Sequence[Vcpu] = ()
@@ -176,6 +178,39 @@ class Control:
             self.pausing = False
             self._settle()
 
+    def perform(self, vcpu: Vcpu, errand: Callable[[], None], cancel: Callable[[], None], timeout: float) -> bool:
+        """Have the thread of `vcpu`, one of a paused VM, call `errand()`; return when it has, or the run has ended.
+
+        False if it had not after `timeout` seconds and was stopped: `cancel()`, then a kick. A `resume()` meanwhile
+        has its effect afterwards. Raises UsageError for a VM that is not paused, VcpuStuckError.
+        """
+        with self.condition:
+            if self.outcome is not None or not self.pausing:
+                raise UsageError("the VM does not stand still: pause() comes first")
+            self._await(lambda: self.outcome is not None or self.parked >= self.live, STUCK_AFTER)
+            self._holds += 1
+            self._errands[vcpu.index] = errand
+            self.condition.notify_all()
+            try:
+                if self.condition.wait_for(lambda: vcpu.index not in self._errands or self.over, timeout):
+                    return True
+                cancel()
+                self._request()
+                self._await(lambda: vcpu.index not in self._errands or self.over, STUCK_AFTER)
+                return False
+            finally:
+                self.release()
+
+    def errand(self, vcpu: Vcpu) -> Callable[[], None] | None:
+        """What the thread of `vcpu` is to call now; `errand_done` follows."""
+        return self._errands.get(vcpu.index)
+
+    def errand_done(self, vcpu: Vcpu) -> None:
+        """Called by that thread."""
+        with self.condition:
+            del self._errands[vcpu.index]
+            self.condition.notify_all()
+
     @property
     def over(self) -> bool:
         """The run has ended and no vCPU thread is left."""
@@ -209,7 +244,7 @@ class Control:
         with self.condition:
             self.parked += 1
             self.condition.notify_all()
-            while self.outcome is None and (self.pausing or self._holds > 0):
+            while self.outcome is None and (self.pausing or self._holds > 0) and vcpu.index not in self._errands:
                 self.condition.wait()
             self.parked -= 1
             # Under the lock, so that no kick falls between the last look at the requests and this.
@@ -234,10 +269,22 @@ class VcpuLoop:
     """Runs one vCPU on the calling thread until the run ends.
 
     `history` holds the last exits, `counts` how many there were of each kind. `completed` counts, by name, the
-    instructions that KVM refused and `repair` completed; without `repair` the first one ends the run.
+    instructions that KVM refused and `repair` completed; without `repair` the first one ends the run. `thread` is the
+    identifier of the thread that runs it, or 0.
     """
 
-    __slots__ = ("_control", "_mmio", "_observers", "_ports", "_repair", "completed", "counts", "history", "vcpu")
+    __slots__ = (
+        "_control",
+        "_mmio",
+        "_observers",
+        "_ports",
+        "_repair",
+        "completed",
+        "counts",
+        "history",
+        "thread",
+        "vcpu",
+    )
 
     def __init__(
         self,
@@ -249,6 +296,7 @@ class VcpuLoop:
         repair: Repair | None = None,
     ) -> None:
         self.vcpu = vcpu
+        self.thread = 0
         self.completed: defaultdict[str, int] = defaultdict(int)
         self.history: deque[Exit] = deque(maxlen=HISTORY)
         self.counts: defaultdict[type[Exit], int] = defaultdict(int)
@@ -258,8 +306,13 @@ class VcpuLoop:
         self._observers = tuple(observers)
         self._repair = repair
 
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` too, of every exit from now on. Any thread."""
+        self._observers = (*self._observers, observer)
+
     def run(self) -> None:
         """The thread's body. Never raises: what goes wrong in the VMM ends the run with an "error" outcome."""
+        self.thread = threading.get_ident()
         try:
             self._loop()
         except BaseException as error:
@@ -280,7 +333,14 @@ class VcpuLoop:
                 self._finish_io()
                 if not control.park(self.vcpu):
                     return
-            self._dispatch(run())
+                errand = control.errand(self.vcpu)
+                if errand is not None:
+                    try:
+                        errand()
+                    finally:
+                        control.errand_done(self.vcpu)
+                    continue
+            self.dispatch(run())
 
     def _finish_io(self) -> None:
         """Let KVM complete the instruction whose exit was answered last."""
@@ -289,11 +349,22 @@ class VcpuLoop:
             exit = self.vcpu.run()
             if exit.__class__ is Interrupted:
                 return
-            self._dispatch(exit)
+            self.dispatch(exit)
             if exit.__class__ is not Pio and exit.__class__ is not Mmio:
                 return
 
-    def _dispatch(self, exit: Exit) -> None:
+    def note(self, exit: Exit) -> None:
+        """Count and show an exit that somebody else deals with."""
+        self.counts[exit.__class__] += 1
+        self.history.append(exit)
+        for observer in self._observers:
+            observer.on_exit(self.vcpu.index, exit)
+
+    def dispatch(self, exit: Exit) -> None:
+        """Deal with an exit: an access goes to its device, what repairs an instruction tries to, all else ends the run.
+
+        On the vCPU's own thread.
+        """
         kind = exit.__class__
         self.counts[kind] += 1
         if kind is Pio:

@@ -58,6 +58,7 @@ def wanted(config: VmConfig) -> list[tuple[str, int]]:
         found.append(("vsock", 0))
     if config.balloon is not None:
         found.append(("balloon", 0))
+    found += [("own", number) for number in range(len(config.virtio))]
     return found
 
 

@@ -23,6 +23,7 @@ from pyvmm.config import VmConfig
 from pyvmm.consolelink import ConsoleLink
 from pyvmm.debug.diagnosis import Diagnosis
 from pyvmm.errors import (
+    STATUS_KILLED,
     STATUS_TIME_LIMIT,
     STATUS_VMM_ERROR,
     TimeLimitError,
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
         def close(self) -> None: ...
 
 
+LISTENS_AGAIN = 0.05
+"""Seconds between two looks whether the guest listens to its power button."""
 REPORTED = ("crash", "time-limit", "stuck", "panic")
 """Outcomes that deserve a crash report."""
 
@@ -113,6 +116,10 @@ class VM(Parts, GuestParts):
         # What to undo at close, last first: the VM's descriptors and memory, and around them the host's side.
         self._guest_closers: list[Callable[[], None]] = []
         self._host_closers: list[Callable[[], None]] = []
+        self._hooks = None
+        self._own = []
+        self._link: ConsoleLink | None = None
+        self._listeners = ()
         self._memory: GuestMemory | None = None
         self._machine: Machine | None = None
         self._fd: VmFd | None = None
@@ -191,6 +198,8 @@ class VM(Parts, GuestParts):
         self._guest_closers.append(fd.close)
         ram = layout.ram_ranges(self.config.mem)
         self._machine = Machine(ram, fd.irq_line, self._output, self._diagnosis.guest_ends)
+        for own in self._own:
+            self._attach(*own)
         if self._virtio is not None:
             from pyvmm.wiring import wiring
 
@@ -204,6 +213,9 @@ class VM(Parts, GuestParts):
             VcpuLoop(vcpu, self.machine.ports, self.machine.mmio, self._control, self._observers, self._repair())
             for vcpu in self._vcpus
         )
+        if self._hooks is not None:
+            for loop in self.loops:
+                loop.observe(self._hooks)
         self._control.on_end = self._ended
         self._control.pausing = self._control.attention = self._paused
         self._host_closers.append(self.console.close)
@@ -235,7 +247,7 @@ class VM(Parts, GuestParts):
 
     def _console_link(self) -> ConsoleLink:
         """The console's two ends in the machine: the serial port and, if there is one, the virtio console's."""
-        link = ConsoleLink(self.machine.serial.receive, self._control)
+        self._link = link = ConsoleLink(self.machine.serial.receive, self._control)
         if self._virtio is not None and self._virtio.console is not None:
             port = self._virtio.console.ports[0]
             port.output = self._output
@@ -279,6 +291,40 @@ class VM(Parts, GuestParts):
         """End the run, by default with reason "stopped" and status 0, unless it has ended already. Any thread."""
         self._control.end(outcome or Outcome("stopped", 0, "stopped by the program that ran it"))
 
+    def kill(self) -> Outcome:
+        """End the run at once and return when no vCPU runs any more. Its outcome is "killed" unless it had another.
+
+        Raises UsageError for a VM that has not been started, VcpuStuckError.
+        """
+        self.stop(Outcome("killed", STATUS_KILLED, "killed by the program that ran it"))
+        return self.wait()
+
+    def shutdown(self, timeout: float = 30.0) -> Outcome:
+        """Press the power button (ACPI 6.5, 4.8.3.1.1) and wait until the guest has switched the machine off.
+
+        It is pressed as soon as the guest listens. Raises TimeLimitError after `timeout` seconds, the VM running on;
+        UsageError for a VM that is paused or has not been started.
+        """
+        deadline = time.monotonic() + timeout
+        pm = self.machine.pm
+        if self.state == "paused":
+            raise UsageError("a paused guest cannot shut down: resume() comes first")
+        while not pm.listening and self.exit is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeLimitError(f"the guest does not listen to its power button ({timeout:g} s)")
+            self._await_end(min(LISTENS_AGAIN, left))
+        if self.exit is None:
+            pm.press_power_button()
+        if not self._await_end(max(0.0, deadline - time.monotonic())):
+            raise TimeLimitError(f"the guest has not switched itself off {timeout:g} s after its power button")
+        return self.wait()
+
+    def _await_end(self, timeout: float | None) -> bool:
+        control = self._control
+        with control.condition:
+            return control.condition.wait_for(lambda: control.outcome is not None, timeout)
+
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait until the run has ended and return how.
 
@@ -288,9 +334,8 @@ class VM(Parts, GuestParts):
         if not self.loops:
             raise UsageError("this VM has not been started")
         control = self._control
-        with control.condition:
-            if not control.condition.wait_for(lambda: control.outcome is not None, timeout):
-                raise TimeLimitError(f"the VM is still running after {timeout:g} s")
+        if not self._await_end(timeout):
+            raise TimeLimitError(f"the VM is still running after {timeout:g} s")
         control.wait_ended(STUCK_AFTER)
         assert control.outcome is not None
         return control.outcome
@@ -322,6 +367,8 @@ class VM(Parts, GuestParts):
     def _output(self, data: bytes) -> None:
         self._diagnosis.console.feed(data)
         self.console.write(data)
+        for listener in self._listeners:
+            listener(data)
 
     def _diagnose(self) -> None:
         assert self.loaded is not None and self._fd is not None

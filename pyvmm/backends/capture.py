@@ -82,6 +82,20 @@ class CaptureConsole:
             # Guests write byte by byte: a look at each byte would take the interpreter away from the vCPU.
             time.sleep(min(0.05, max(0.001, 4 * (now - began))))
 
+    def read(self, timeout: float | None = 30.0) -> bytes:
+        """What the guest wrote behind what `expect()` or `read()` gave last, a byte at least; b"" once the run is over.
+
+        Waits for it. Raises TimeLimitError after `timeout` seconds (None: never).
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            start, new, over = self._await_output(self._position, deadline)
+            if new or over:
+                self._position = start + len(new)
+                return new
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeLimitError(f"the console showed nothing more within {timeout} s{self._tail()}")
+
     def _await_output(self, searched: int, deadline: float | None) -> tuple[int, bytes, bool]:
         """Wait for output beyond the byte numbered `searched`, the end of the run, or the deadline.
 

@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.debug.hints import Hint
 
+LOG = 64 << 10
+"""Bytes of output kept; they are taken from what is looked at anyway."""
 GATHER = 512
 """Pieces of output put aside before they are looked at."""
 LINE = 1024
@@ -101,6 +103,7 @@ class ConsoleWatch:
         self.kernel_offset = 0
         self._chunks: deque[bytes] = deque()
         self._lock = threading.Lock()
+        self._log = bytearray()
         self._tail = b""
         self._open: Complaint | None = None
         self._cut: list[str] | None = None
@@ -122,6 +125,9 @@ class ConsoleWatch:
             # As many as there are now: a guest that goes on writing does not keep us here.
             data = b"".join([chunks.popleft() for _ in range(len(chunks))])
             self.size += len(data)
+            self._log += data
+            if len(self._log) > 2 * LOG:
+                del self._log[:-LOG]
             text = self._tail + data
             cut = len(text) if end else text.rfind(b"\n") + 1
             if len(text) - cut > LINE:
@@ -135,6 +141,12 @@ class ConsoleWatch:
                     stamped, line = without_stamp(self._tail)
                     if not stamped:
                         self._unstamped(line)
+
+    def transcript(self) -> bytes:
+        """The end of the output: all of it up to LOG bytes, at least as many of what is longer."""
+        self.scan()
+        with self._lock:
+            return bytes(self._log)
 
     # --- With the lock held ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyvmm._native import _kvm
+    from pyvmm.kvm.registerview import Registers
     from pyvmm.kvm.vm import VmFd
 
 HIGHEST_SIGNAL = 64
@@ -38,6 +39,13 @@ class VcpuState(Attributes):
     __slots__ = ("vm",)
 
     vm: VmFd
+
+    @property
+    def registers(self) -> Registers:
+        """A copy of the registers by name; they mean something only while the vCPU does not run."""
+        from pyvmm.kvm.registerview import Registers
+
+        return Registers(self)
 
     def get_regs(self) -> _kvm.kvm_regs:
         """General registers, RIP and RFLAGS (4.11)."""
