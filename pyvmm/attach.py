@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.faults import FaultPlan
     from pyvmm.virtio.port import Port
+    from pyvmm.virtio.transport import Transport
     from pyvmm.wiring import Wiring
 
 DRAIN_WAIT = 1.0
@@ -56,6 +57,7 @@ class VirtioDevices:
         self._say = say
         self._over = over
         self._planes: list[DataPlane] = []
+        self._transports: list[Transport] = []
         self._wiring: Wiring | None = None
 
     def open(self) -> None:
@@ -124,7 +126,9 @@ class VirtioDevices:
         for slot, device in zip(self._slots, self.devices, strict=True):
             device.memory = memory
             try:
-                plane = DataPlane(device, wiring.plug(slot, device), self._say)
+                transport = wiring.plug(slot, device)
+                self._transports.append(transport)
+                plane = DataPlane(device, transport, self._say)
             except OSError as error:
                 raise PyvmmError(f"{slot.name}: no event descriptor: {error.strerror} (ulimit -n)") from error
             self._planes.append(plane)
@@ -146,6 +150,10 @@ class VirtioDevices:
         """Serve again, every queue as if the driver had rung."""
         for plane in self._planes:
             plane.resume()
+
+    def saved_with(self) -> list[tuple[VirtioDevice, Transport]]:
+        """The devices, each with the transport that is saved with it."""
+        return list(zip(self.devices, self._transports, strict=True))
 
     def device(self, name: str) -> VirtioDevice:
         """The device called `name`, as "blk0". Raises UsageError, which says what there is."""
@@ -169,6 +177,6 @@ class VirtioDevices:
                 close()
             except Exception as error:
                 failure = failure or error
-        self._planes, self.devices, self._wiring = [], [], None
+        self._planes, self._transports, self.devices, self._wiring = [], [], [], None
         if failure is not None:
             raise failure

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_right
+from errno import ENXIO
 from struct import Struct
 
 from pyvmm.errors import GuestMemoryError, PyvmmError, UsageError
@@ -17,7 +18,7 @@ from pyvmm.forks import MAP_NORESERVE, keep_from_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from typing_extensions import Buffer
 
@@ -29,27 +30,34 @@ PORTION = 4 << 20
 """Bytes that are given back in one system call, during which no other Python thread runs."""
 
 BACKINGS = ("anonymous", "memfd")
-_DISCARD = {"anonymous": mmap.MADV_DONTNEED, "memfd": mmap.MADV_REMOVE}
+_DISCARD = {"anonymous": mmap.MADV_DONTNEED, "memfd": mmap.MADV_REMOVE, "file": mmap.MADV_DONTNEED}
 """What frees pages so that they read as zeroes (madvise(2)): the process's own, or those of the file for whoever maps
-it. A private map of a file would show the file's pages again, and needs new ones in their place."""
+it. A private map of a file shows the file's pages again, which `Region` then has to overwrite."""
 
 
 class Region:
     """One stretch of guest RAM: `length` bytes from guest-physical `gpa`, in KVM memory slot `slot`.
 
-    `view` is the host's writable memory behind it. `fd` is the memfd that other processes map, or -1.
+    `view` is the host's writable memory behind it. `fd` is the memfd that other processes map, or -1. With the backing
+    "file" it begins as what `file`, a descriptor and an offset, has, of which it keeps a private copy, page by page as
+    they are written to; that file may not change.
     """
 
-    __slots__ = ("_discard", "_map", "fd", "gpa", "length", "slot", "view")
+    __slots__ = ("_discard", "_map", "backing", "fd", "file", "gpa", "length", "slot", "view")
 
-    def __init__(self, gpa: int, length: int, slot: int, backing: str) -> None:
+    def __init__(self, gpa: int, length: int, slot: int, backing: str, file: tuple[int, int] = (-1, 0)) -> None:
         self._discard = _DISCARD[backing]
+        self.backing = backing
+        self.file = (-1, 0)
         self.gpa = gpa
         self.length = length
         self.slot = slot
         self.fd = -1
         try:
-            self._map = self._memfd() if backing == "memfd" else self._anonymous()
+            if backing == "file":
+                self._map = self._private(*file)
+            else:
+                self._map = self._memfd() if backing == "memfd" else self._anonymous()
             keep_from_children(self._map)
         except BaseException:
             self._close_fd()
@@ -70,10 +78,19 @@ class Region:
         os.ftruncate(self.fd, self.length)
         return mmap.mmap(self.fd, self.length, mmap.MAP_SHARED | MAP_NORESERVE)
 
+    def _private(self, fd: int, offset: int) -> mmap.mmap:
+        self.file = os.dup(fd), offset
+        return mmap.mmap(self.file[0], self.length, mmap.MAP_PRIVATE | MAP_NORESERVE, offset=offset)
+
     def discard(self, start: int, end: int) -> None:
         """Give the bytes from `start` to `end` back to the host, both multiples of its page. Raises OSError."""
         for at in range(start, end, PORTION):
             self._map.madvise(self._discard, at, min(PORTION, end - at))
+        if self.backing == "file":
+            for at, stop in data_ranges(*self.file, start, end):
+                for portion in range(at, stop, PORTION):
+                    length = min(PORTION, stop - portion)
+                    self.view[portion : portion + length] = bytes(length)
 
     def close(self) -> None:
         """Unmap. A second call does nothing; BufferError while somebody still borrows the memory."""
@@ -82,9 +99,28 @@ class Region:
         self._close_fd()
 
     def _close_fd(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        fds = self.fd, self.file[0]
+        self.fd, self.file = -1, (-1, 0)
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+
+def data_ranges(fd: int, offset: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where, from `start` to `end` behind `offset`, the file is no hole: (start, end), behind `offset` (lseek(2))."""
+    at = start
+    while at < end:
+        try:
+            at = os.lseek(fd, offset + at, os.SEEK_DATA) - offset
+        except OSError as error:
+            if error.errno != ENXIO:
+                raise
+            return  # a hole up to the file's end
+        if at >= end:
+            return
+        stop = min(os.lseek(fd, offset + at, os.SEEK_HOLE) - offset, end)
+        yield at, stop
+        at = stop
 
 
 class GuestMemory:

@@ -1,6 +1,6 @@
 """Declarative registers and register files: what a device's registers are called, and who answers for them.
 
-Imports nothing of pyvmm. A register is declared once, as data: name, offset, width, access, reset value, bit
+Imports state alone. A register is declared once, as data: name, offset, width, access, reset value, bit
 fields, and the section that specifies it. Dispatch, decoding, printing and look-up all follow from the
 declaration. Devices subclass `RegisterFile` (byte-wide registers behind ports); a register called LSR is then
 served by the methods `read_lsr` and `write_lsr`, as its access says.
@@ -9,6 +9,8 @@ served by the methods `read_lsr` and `write_lsr`, as its access says.
 from __future__ import annotations
 
 from threading import Lock
+
+from pyvmm.state import Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,7 +163,7 @@ def _write_nothing(device: object, value: int) -> None:
     pass
 
 
-class RegisterFile:
+class RegisterFile(Stateful):
     """Base of a device that is byte-wide registers: a bus device that calls one method per register access.
 
         class Serial(RegisterFile, registers=REGISTERS): ...
@@ -231,6 +233,11 @@ class PortWindow:
         self.offset = offset
         self.name = device.name
         self.lock = device.lock
+
+    @property
+    def models(self) -> tuple[RegisterFile, ...]:
+        """What is behind it."""
+        return (self.device,)
 
     def register_at(self, offset: int, is_write: bool) -> Register | None:
         """As RegisterFile.register_at, from this window's start."""

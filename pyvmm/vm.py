@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pyvmm.observe import Observer
     from pyvmm.runloop import Repair
     from pyvmm.slots import Slot
+    from pyvmm.snapshot.restore import Restoring
 
     class Console(Protocol):
         """What the VM asks of a console back-end; see `pyvmm.backends`."""
@@ -125,9 +126,61 @@ class VM(Parts, GuestParts):
         self._fd: VmFd | None = None
         self._host: Host | None = None
         self._vcpus: tuple[VcpuFd, ...] = ()
+        self._restoring: Restoring | None = None
         self._process = 0
         self._started_at = 0.0
         self._ended_at = 0.0
+
+    @classmethod
+    def restore(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        console: Console | None = None,
+        observers: Sequence[Observer] = (),
+        paused: bool = False,
+        say: Callable[[str], None] | None = None,
+        **others: Any,
+    ) -> Self:
+        """A VM that goes on where the snapshot in the folder `path` was made; start it as any other.
+
+        `others` are settings that shall be other than those of the VM that was saved, as `name`, `timeout` or `disks`.
+        It is all judged here: raises LoadError, UsageError. Starting it raises LoadError too, for another host's CPU.
+        """
+        from pyvmm.snapshot.restore import Restoring
+
+        restoring = Restoring(path, **others)
+        vm = cls(config=restoring.config, console=console, observers=observers, paused=paused, say=say)
+        vm._restoring = restoring
+        vm._guest_closers.append(restoring.close)
+        return vm
+
+    def snapshot(self, path: str | os.PathLike[str]) -> None:
+        """Save the VM to the folder `path`, in the place of a snapshot that may be there; then it goes on as it was.
+
+        Raises UsageError for a VM that does not run or cannot be saved, PyvmmError where the host cannot write it.
+        """
+        from pyvmm.kvm import Kvm
+        from pyvmm.kvm.assembly import guest_cpuid
+        from pyvmm.snapshot.save import Subject, save
+
+        running = self.state == "running"
+        if running:
+            self.pause()
+        try:
+            if self.state != "paused" or self._fd is None or self.loaded is None:
+                raise UsageError(f"only a VM that runs can be saved: this one is {self.state}")
+            config, fd, vcpus = self.config, self._fd, self._vcpus
+            with Kvm() as kvm:
+                if self._restoring is not None:
+                    source, cpuid = self._restoring.path, self._restoring.cpuid
+                else:
+                    source, cpuid = "", guest_cpuid(kvm, fd, config.cpus, config.cpu, self.host.without)
+                parts = (kvm, fd, vcpus, cpuid, self.machine, self.memory, self._virtio, source)
+                save(os.fspath(path), Subject(config, self.loaded, self._transport, *parts))
+        finally:
+            if running:
+                self.resume()
 
     # --- Lifecycle ---------------------------------------------------------------------------------------------
 
@@ -146,14 +199,19 @@ class VM(Parts, GuestParts):
             self._diagnosis.open()
             self._find_slots()
             ram = layout.ram_ranges(self.config.mem)
-            self._memory = memory = GuestMemory.allocate(ram, self.config.memory_backing)
+            restoring = self._restoring
+            if restoring is None:
+                self._memory = memory = GuestMemory.allocate(ram, self.config.memory_backing)
+            else:
+                self._memory = memory = restoring.memory()
             self._guest_closers.append(memory.close)
-            self.loaded = load(self.config, memory, self._surroundings())
+            self.loaded = restoring.loaded if restoring else load(self.config, memory, self._surroundings())
         return self.loaded
 
     def _find_slots(self) -> None:
         if not self._transport:
-            self._transport = choose_transport(self.config)
+            restoring = self._restoring
+            self._transport = choose_transport(self.config) if restoring is None else restoring.transport
             self._slots = slots(self.config, self._transport)
 
     def _surroundings(self) -> Surroundings:
@@ -205,8 +263,13 @@ class VM(Parts, GuestParts):
 
             self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd))
         self.machine.serial.on_input_drained = self.console.input_ready
-        self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, self.host.without, loaded.state)
+        if self._restoring is None:
+            self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, self.host.without, loaded.state)
+        else:
+            self._vcpus = self._restoring.create_vcpus(kvm, fd)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
+        if self._restoring is not None:
+            self._restoring.restore(fd, self._vcpus, self.machine, self._virtio)
 
     def _spawn(self) -> None:
         self.loops = tuple(
@@ -227,7 +290,11 @@ class VM(Parts, GuestParts):
         self._control.steer(self._vcpus)
         self._announce("paused" if self._paused else "running")
         if self._virtio is not None:
+            if self._restoring is not None and self._paused:
+                self._virtio.pause()
             self._virtio.start()
+            if self._restoring is not None and not self._paused:
+                self._virtio.resume()
         waiting = list(self.loops)
         try:
             self._diagnose()

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from pyvmm.pci.config import Function
     from pyvmm.slots import Slot
     from pyvmm.virtio.device import VirtioDevice
+    from pyvmm.virtio.mmio import VirtioMmio
     from pyvmm.virtio.pci import VirtioPci
-    from pyvmm.virtio.plane import Transport
 
     class Wiring(Protocol):
         """What both classes do."""
 
-        def plug(self, slot: Slot, device: VirtioDevice) -> Transport:
+        def plug(self, slot: Slot, device: VirtioDevice) -> VirtioMmio | VirtioPci:
             """Give `device` its transport at `slot`."""
 
         def connect(self, slot: Slot, doorbells: Sequence[EventFd]) -> None:
@@ -52,7 +52,7 @@ class MmioWiring:
         self._vm = vm
         self._lines: list[EventFd] = []
 
-    def plug(self, slot: Slot, device: VirtioDevice) -> Transport:
+    def plug(self, slot: Slot, device: VirtioDevice) -> VirtioMmio:
         from pyvmm.virtio.mmio import LENGTH, VirtioMmio
 
         line = EventFd()
@@ -102,7 +102,7 @@ class PciWiring:
         self._bridge = HostBridge()
         machine.add_pci(self._bridge)
 
-    def plug(self, slot: Slot, device: VirtioDevice) -> Transport:
+    def plug(self, slot: Slot, device: VirtioDevice) -> VirtioPci:
         from pyvmm.kvm.routing import MsiWires
         from pyvmm.virtio.pci import VirtioPci
 

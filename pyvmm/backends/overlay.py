@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+PIECE = 1 << 20
+"""Bytes that are copied at a time."""
 CLUSTER = 4096
 """Bytes that come from one of the two files, all or none: what file systems mostly write, so little is copied."""
 TEMPORARY = "/var/tmp"
@@ -35,6 +37,8 @@ class OverlayDisk:
     durable = True
     """A flush has nothing to do, but the guest may send one: it then behaves as it would on a disk that stays."""
     may_unmap = True
+
+    _base: RawDisk | OverlayDisk
 
     def __init__(self, base: RawDisk) -> None:
         """Make the temporary file, in TMPDIR or TEMPORARY. Raises BackendError, which names the folder."""
@@ -99,6 +103,44 @@ class OverlayDisk:
         self._mark(-(-before // CLUSTER) * CLUSTER, min(size, self._base.size))
         self.size = size
 
+    # --- For a snapshot -------------------------------------------------------------------------------------------
+
+    def copy_to(self, fd: int) -> list[list[int]]:
+        """Copy what was written to the file behind `fd`, at its place; returns where: [start, end] of each stretch.
+
+        `WrittenBefore` makes it readable again. Raises OSError.
+        """
+        os.ftruncate(fd, self.size)
+        runs: list[list[int]] = []
+        with memoryview(bytearray(PIECE)) as piece:
+            for start, end in self._stretches(0, self.size):
+                for at in range(start, end, PIECE):
+                    part = piece[: min(PIECE, end - at)]
+                    self.readv([part], at)
+                    done = 0
+                    while done < len(part):
+                        done += os.pwrite(fd, part[done:], at + done)
+                if runs and runs[-1][1] == start:
+                    runs[-1][1] = end
+                else:
+                    runs.append([start, end])
+        return runs
+
+    def _stretches(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
+        """What is not the base image's, here or in what the disk began with."""
+        for start, stop, written in self._runs(offset, end):
+            if written:
+                yield start, stop
+            elif isinstance(self._base, WrittenBefore):
+                yield from self._base._stretches(start, min(stop, self._base.size))
+
+    def begin_with(self, before: WrittenBefore) -> None:
+        """Nothing has been written yet: go on from what was written `before`. Raises OSError."""
+        self._top.resize(before.size)
+        self._written.resize(-(-before.size // CLUSTER))
+        before._base, self._base = self._base, before
+        self.size = before.size
+
     def close(self) -> None:
         """Drop what was written and close the base."""
         self._top.close()
@@ -135,6 +177,25 @@ class OverlayDisk:
         first, last = offset // CLUSTER, -(-end // CLUSTER)
         if first < last:
             self._written[first:last] = b"\1" * (last - first)
+
+
+class WrittenBefore(OverlayDisk):
+    """What was written to an overlay of `size` bytes at another time: the bytes `runs` of the file behind `fd`.
+
+    It owns `fd`, and is only read. Raises ValueError for runs that cannot be.
+    """
+
+    def __init__(self, fd: int, size: int, runs: Sequence[Sequence[int]], path: str) -> None:
+        self.path = path
+        self.size = size
+        self._written = mmap.mmap(-1, max(1, -(-size // CLUSTER)), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        last = 0
+        for start, end in runs:
+            if type(start) is not int or type(end) is not int or start % CLUSTER or not last <= start < end <= size:
+                raise ValueError(f"{start} to {end} of {size} bytes cannot have been written")
+            self._mark(start, end)
+            last = end
+        self._top = RawDisk(fd, f"the overlay of {path}", readonly=True)
 
 
 def _temporary(size: int) -> tuple[int, mmap.mmap]:

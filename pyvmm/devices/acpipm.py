@@ -1,6 +1,6 @@
 """ACPI's fixed hardware: power button, soft-off, power management timer, and the SCI they share.
 
-Imports registers alone. ACPI specification 6.5, 4.8.3. The machine is always in ACPI mode: SCI_EN reads 1. TMR_STS
+Imports registers and state. ACPI specification 6.5, 4.8.3. The machine is always in ACPI mode: SCI_EN reads 1. TMR_STS
 follows the timer's highest bit as 4.8.3.3 has it, when it is read; no interrupt comes of it, since no kernel asks for
 one.
 """
@@ -11,6 +11,7 @@ import time
 from threading import Lock
 
 from pyvmm.registers import Field, Register, RegisterMap
+from pyvmm.state import U32, Number, Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ REGISTERS = RegisterMap(
 )
 
 
-class AcpiPm:
+class AcpiPm(Stateful):
     """PM1 event and control blocks and the PM timer, in one range of 12 bytes.
 
     `irq` is the SCI, a level. `power_off()` is called, under the device's lock, when the guest enters soft-off: a
@@ -72,6 +73,7 @@ class AcpiPm:
     """
 
     __slots__ = (
+        "_ahead",
         "_clock",
         "_control",
         "_enable",
@@ -84,6 +86,13 @@ class AcpiPm:
         "name",
     )
 
+    STATE = {
+        "_status": Number(0xFFFF),
+        "_enable": Number(ENABLE_BITS),
+        "_control": Number(0xFFFF),
+        "_seen_high": Number(1),
+        "timer": U32,
+    }
     registers = REGISTERS
 
     def __init__(
@@ -101,13 +110,14 @@ class AcpiPm:
         self._power_off = power_off
         self._off_types = off_types
         self._clock = clock
+        self._ahead = 0  # of the clock, in ticks
         self.reset()
 
     def reset(self) -> None:
         """Nothing pending, nothing enabled, in ACPI mode."""
         self._status = self._enable = 0
         self._control = SCI_EN
-        self._seen_high = self._timer() >> 31
+        self._seen_high = self.timer >> 31
         self._update()
 
     def press_power_button(self) -> None:
@@ -127,7 +137,7 @@ class AcpiPm:
 
     def read(self, offset: int, size: int) -> int:
         """The bus's read: any width, since software reads these registers whole or in bytes (4.8.3)."""
-        timer = self._timer()
+        timer = self.timer
         if timer >> 31 != self._seen_high:
             self._seen_high ^= 1
             self._status |= TMR_STS
@@ -153,8 +163,18 @@ class AcpiPm:
         if bits & SLP_EN and (self._control & SLP_TYP) >> SLP_TYP_SHIFT in self._off_types:
             self._power_off()
 
-    def _timer(self) -> int:
-        return int(self._clock() * TIMER_HZ) & 0xFFFFFFFF
+    @property
+    def timer(self) -> int:
+        """PM_TMR. It goes on from what it is set to, as a restored one does: the clock may be another host's."""
+        return int(self._clock() * TIMER_HZ) + self._ahead & 0xFFFFFFFF
+
+    @timer.setter
+    def timer(self, value: int) -> None:
+        self._ahead = value - int(self._clock() * TIMER_HZ)
+
+    def restored(self) -> None:
+        """See to the interrupt line."""
+        self._update()
 
     def _update(self) -> None:
         self._irq.set(bool(self._status & self._enable & ~TMR_STS))

@@ -26,6 +26,8 @@ class DebugCon(RegisterFile, registers=REGISTERS):
 
     __slots__ = ("_output",)
 
+    STATE = {}
+
     def __init__(self, output: Callable[[bytes], None], name: str = "debugcon") -> None:
         super().__init__(name)
         self._output = output

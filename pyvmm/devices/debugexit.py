@@ -1,6 +1,6 @@
 """Debug exit: a port that ends the run with a value of the guest's choice.
 
-Imports registers alone. A convention of virtual machines (QEMU's isa-debug-exit device, hw/misc/debugexit.c),
+Imports registers and state. A convention of virtual machines (QEMU's isa-debug-exit device, hw/misc/debugexit.c),
 which test kernels use. Not a register file: an access of 1, 2 or 4 bytes at offset 0 is one value, never
 split.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from threading import Lock
 
 from pyvmm.registers import Register, RegisterMap
+from pyvmm.state import Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 REGISTERS = RegisterMap(4, Register("EXIT", 0, "QEMU isa-debug-exit", width=4))
 
 
-class DebugExit:
+class DebugExit(Stateful):
     """The debug-exit port. `end(value)` is called with what the guest wrote, whole, under the device's lock.
 
     What the value means for the exit status is the VM's business. Reads give 0; offsets other than 0 do
@@ -27,6 +28,7 @@ class DebugExit:
 
     __slots__ = ("_end", "lock", "name")
 
+    STATE = {}
     registers = REGISTERS
 
     def __init__(self, end: Callable[[int], None], name: str = "debugexit") -> None:

@@ -1,6 +1,6 @@
 """The keyboard controller (i8042) without a keyboard: what is left is probing, the A20 gate, and reset.
 
-Imports registers and events. Follows the IBM PS/2 Hardware Interface Technical Reference, "Keyboard and
+Imports registers, state and events. Follows the IBM PS/2 Hardware Interface Technical Reference, "Keyboard and
 Auxiliary Device Controller" (the PS/2 form of the Intel 8042: status bits 5 and 6 differ from the PC/AT's).
 
 Nothing is plugged in, and every probe gets an answer at once: a byte for the keyboard gets what the
@@ -12,6 +12,7 @@ buffer is one byte, as in the chip; a new answer replaces one that was not read.
 from __future__ import annotations
 
 from pyvmm.registers import Field, PortWindow, Register, RegisterFile, RegisterMap
+from pyvmm.state import U8, Bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class I8042(RegisterFile, registers=REGISTERS):
         "data_port",
     )
 
+    STATE = {**dict.fromkeys(("_a20", "_awaiting", "_output", "_status"), U8), "_ram": Bytes(RAM_BYTES)}
+
     def __init__(self, reset_machine: Callable[[], None], irq: IrqLine | None = None, name: str = "i8042") -> None:
         super().__init__(name)
         self._reset_machine = reset_machine
@@ -105,6 +108,10 @@ class I8042(RegisterFile, registers=REGISTERS):
         self._a20 = OUT_A20
         self._awaiting = 0
         """The command that waits for its data byte, or 0."""
+        self._settle()
+
+    def restored(self) -> None:
+        """See to the interrupt line."""
         self._settle()
 
     def _answer(self, value: int, flags: int = 0) -> None:

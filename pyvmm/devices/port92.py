@@ -1,6 +1,6 @@
 """Port 0x92, PS/2 system control port A: the A20 gate and a fast reset.
 
-Imports registers alone. Follows the IBM PS/2 Model 50 and 60 Technical Reference, "System Control Port A".
+Imports registers and state. Follows the IBM PS/2 Model 50 and 60 Technical Reference, "System Control Port A".
 
 The gate reads back as written, but address line 20 is always on: every guest pyvmm starts wants it so, and
 KVM does not mask it.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 from pyvmm.registers import Field, Register, RegisterFile, RegisterMap
+from pyvmm.state import Number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Port92(RegisterFile, registers=REGISTERS):
     """System control port A. `reset_machine()` is called on a fast reset, under the device's lock."""
 
     __slots__ = ("_reset_machine", "_value")
+
+    STATE = {"_value": Number(A20)}
 
     def __init__(self, reset_machine: Callable[[], None], name: str = "port92") -> None:
         super().__init__(name)

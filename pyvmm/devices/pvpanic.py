@@ -31,6 +31,8 @@ class PvPanic(RegisterFile, registers=REGISTERS):
 
     __slots__ = ("_panicked",)
 
+    STATE = {}
+
     def __init__(self, panicked: Callable[[], None], name: str = "pvpanic") -> None:
         super().__init__(name)
         self._panicked = panicked

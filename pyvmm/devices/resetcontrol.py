@@ -1,6 +1,6 @@
 """The reset control register of Intel's chipsets, at port 0xcf9, alone or in the midst of a PCI bridge's ports.
 
-Imports registers alone. Follows the Intel I/O Controller Hub 10 (ICH10) data sheet, 13.7.5, "RST_CNT".
+Imports registers and state. Follows the Intel I/O Controller Hub 10 (ICH10) data sheet, 13.7.5, "RST_CNT".
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 from pyvmm.registers import Field, Register, RegisterFile, RegisterMap
+from pyvmm.state import Number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class ResetControl(RegisterFile, registers=REGISTERS):
     """
 
     __slots__ = ("_reset_machine", "_value")
+
+    STATE = {"_value": Number(SYS_RST | FULL_RST)}
 
     def __init__(self, reset_machine: Callable[[], None], name: str = "resetcontrol") -> None:
         super().__init__(name)
@@ -71,6 +74,11 @@ class AmongConfigPorts:
         self._reset_control = reset_control
         self.name = bridge.name
         self.lock = bridge.lock
+
+    @property
+    def models(self) -> tuple[BusDevice, ...]:
+        """What is behind it."""
+        return self._bridge, self._reset_control
 
     def read(self, offset: int, size: int) -> int:
         """The bus's read. The bus holds `lock`, the bridge's."""

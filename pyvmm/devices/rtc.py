@@ -1,6 +1,6 @@
 """The real-time clock and CMOS RAM: an MC146818A that tells the host's time and the guest's memory size.
 
-Imports registers and its declarations. Follows Motorola's MC146818A data sheet and the IBM PC/AT Technical
+Imports registers, state and its declarations. Follows Motorola's MC146818A data sheet and the IBM PC/AT Technical
 Reference, whose sections the declarations name.
 
 The time is the injected clock's, in UTC, plus the whole seconds by which the guest has set it differently. It
@@ -20,6 +20,7 @@ import time
 
 from pyvmm.devices import rtc_registers as cmos
 from pyvmm.registers import Register, RegisterFile
+from pyvmm.state import SECONDS, U8, Bytes, Maybe, Number, Numbered, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +76,16 @@ class Rtc(RegisterFile, registers=cmos.PORTS):
 
     __slots__ = ("_clock", "_flags", "_index", "_offset", "_ram", "_seen", "_set_time")
 
+    STATE = {
+        "_ram": Bytes(cmos.CMOS_BYTES),
+        "_offset": Number(1 << 50, -(1 << 50)),
+        "_set_time": Maybe(Numbered(cmos.CMOS_BYTES - 1, U8)),
+        "_seen": SECONDS,
+        "_index": Number(cmos.CMOS_BYTES - 1),
+        "_flags": U8,
+    }
+    """It is no offset to a time of the snapshot's that is kept: a restored clock shows the time that it is then."""
+
     def __init__(self, below_4g: int, above_4g: int, clock: Callable[[], float] = time.time, name: str = "rtc") -> None:
         super().__init__(name)
         self._clock = clock
@@ -96,6 +107,11 @@ class Rtc(RegisterFile, registers=cmos.PORTS):
         """When the flags were last brought up to date."""
         self._index = 0
         self._flags = 0
+
+    def restored(self) -> None:
+        """The time stands only as a whole."""
+        if self._set_time is not None and self._set_time.keys() != _TIME:
+            raise StateError(f"{self.name}: set_time is not a time")
 
     def _put(self, index: int, value: int, width: int) -> None:
         """A little-endian number that stays at its maximum where it does not fit."""

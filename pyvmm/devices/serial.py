@@ -1,6 +1,6 @@
 """The serial port: a 16550A UART with a byte stream at its far end.
 
-Imports registers, events and its declarations. Follows National Semiconductor's PC16550D data sheet (June
+Imports registers, state, events and its declarations. Follows National Semiconductor's PC16550D data sheet (June
 1995), whose sections the comments name, and the PC/AT's wiring: OUT2 connects the interrupt line.
 
 The wire is infinitely fast. A character written is out at once, so THRE and TEMT are always set. The host sends
@@ -31,6 +31,7 @@ from operator import attrgetter
 
 from pyvmm.devices import serial_registers as uart
 from pyvmm.registers import RegisterFile
+from pyvmm.state import FLAG, U8, Number, queue_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +92,19 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         "on_input_drained",
     )
 
+    STATE = {
+        **dict.fromkeys(("_dll", "_dlm", "_lcr", "_lsr", "_msr", "_scr"), U8),
+        "_backlog": queue_of(Number(BREAK), BACKLOG_LIMIT),
+        "_fifo": queue_of(Number(BREAK | 0xFF), FIFO_DEPTH),
+        "_depth": Number(FIFO_DEPTH, 1),
+        "_trigger": Number(FIFO_DEPTH, 1),
+        "_ier": Number(uart.IER_BITS),
+        "_raised": Number(uart.IER_BITS),
+        "_mcr": Number(uart.MCR_BITS),
+        "_polls": Number(POLLS),
+        **dict.fromkeys(("_attended", "_congested", "_connected", "_on_wire", "_repeats"), FLAG),
+    }
+
     def __init__(
         self, irq: IrqLine, output: Callable[[bytes], None], name: str = "serial", waits: bool = False
     ) -> None:
@@ -134,6 +148,11 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         self.select(0)
         self._settle()
         self._feed()
+
+    def restored(self) -> None:
+        """See to the bank and to the interrupt line."""
+        self.select(uart.DIVISOR_LATCH if self._lcr & uart.LCR_DLAB else 0)
+        self._settle()
 
     # --- The host's end -------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pyvmm.kvm.entries import CpuidEntry
     from pyvmm.kvm.setup import CpuState
     from pyvmm.kvm.system import Kvm
     from pyvmm.kvm.vcpu import VcpuFd
@@ -67,21 +68,29 @@ def create_vcpus(
     `cpu` names the features as on the command line; those in `without` are shown only if it asks for them. The vCPUs
     are closed with `vm`. Raises UsageError for a feature that is not there, KvmError where an ioctl fails.
     """
+    vcpus = []
+    for index, cpuid in enumerate(guest_cpuid(kvm, vm, count, cpu, without)):
+        vcpu = vm.create_vcpu(index)
+        vcpus.append(vcpu)
+        vcpu.set_cpuid2(cpuid)
+        vcpu.set_msrs(dict(initial_msrs(vcpu.get_msrs([IA32_MISC_ENABLE])[IA32_MISC_ENABLE])))
+    _wire_local_apic(vcpus[0])
+    apply_state(vcpus[0], boot)
+    return tuple(vcpus)
+
+
+def guest_cpuid(kvm: Kvm, vm: VmFd, count: int, cpu: str, without: Iterable[str]) -> list[list[CpuidEntry]]:
+    """What the CPUID instruction shall answer on each of `count` vCPUs; see `create_vcpus`.
+
+    What KVM_GET_CPUID2 gives afterwards may be more: it has what KVM adds, on some hosts features that nobody wants.
+    """
     features = select_features(
         kvm.supported_cpuid(),
         parse_cpu(cpu),
         without=without,
         tsc_deadline=bool(vm.check_extension(KVM_CAP_TSC_DEADLINE_TIMER)),
     )
-    vcpus = []
-    for index in range(count):
-        vcpu = vm.create_vcpu(index)
-        vcpus.append(vcpu)
-        vcpu.set_cpuid2(with_topology(features, index, count))
-        vcpu.set_msrs(dict(initial_msrs(vcpu.get_msrs([IA32_MISC_ENABLE])[IA32_MISC_ENABLE])))
-    _wire_local_apic(vcpus[0])
-    apply_state(vcpus[0], boot)
-    return tuple(vcpus)
+    return [with_topology(features, index, count) for index in range(count)]
 
 
 def _wire_local_apic(vcpu: VcpuFd) -> None:

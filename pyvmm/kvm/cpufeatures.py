@@ -12,6 +12,10 @@ from pyvmm.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pyvmm.kvm.entries import CpuidEntry
+
     Bit = tuple[int, int, str, int]
     """Leaf, subleaf, register, bit number."""
 
@@ -77,6 +81,9 @@ _ALIASES = {
 # AMD repeats these bits of leaf 1 EDX in leaf 0x80000001 EDX (APM volume 3, E.4.2): they change together.
 AMD_REPEATED_BITS = 0x0183F3FF
 
+KVMS_OWN = ("hypervisor", "tsc_deadline_timer", "ht", "cmp_legacy")
+"""Those of a topology, and those that KVM gives a guest whether or not it lists them (see `cpuid`)."""
+
 _table: dict[str, tuple[Bit, ...]] = {}
 
 
@@ -94,6 +101,21 @@ def feature_bits() -> dict[str, tuple[Bit, ...]]:
                 _table[word] = (*_table.get(word, ()), (*place, bit))
             bit += 1
     return _table
+
+
+def missing_features(shown: Iterable[CpuidEntry], supported: Iterable[CpuidEntry]) -> list[str]:
+    """The names of features that `shown` has and `supported` has not, as far as KVM gives those away to guests."""
+    have, want = ({(entry.function, entry.index): entry for entry in entries} for entries in (supported, shown))
+    missing = []
+    for name, bits in feature_bits().items():
+        for leaf, subleaf, register, bit in bits:
+            wanted, here = want.get((leaf, subleaf)), have.get((leaf, subleaf))
+            if wanted is None or not getattr(wanted, register) >> bit & 1 or name in KVMS_OWN:
+                continue
+            if here is None or not getattr(here, register) >> bit & 1:
+                missing.append(name)
+                break
+    return missing
 
 
 def canonical(name: str) -> str:

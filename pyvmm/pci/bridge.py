@@ -1,8 +1,8 @@
 """The host bridge: how a guest's processor reaches the configuration space of the functions on bus 0.
 
-Imports config and spec. Configuration mechanism #1 (PCI Local Bus Specification 3.0, 3.2.2.3.2): an address register at
-port 0xCF8 and a window of four ports at 0xCFC. A function that is not there reads as all ones, as a master abort does
-(6.1), and writes to it vanish.
+Imports config, spec and state. Configuration mechanism #1 (PCI Local Bus Specification 3.0, 3.2.2.3.2): an address
+register at port 0xCF8 and a window of four ports at 0xCFC. A function that is not there reads as all ones, as a master
+abort does (6.1), and writes to it vanish.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pyvmm.pci.spec import (
     CONFIG_PORTS,
     DEVICES,
 )
+from pyvmm.state import Number, Stateful
 
 VENDOR, DEVICE, REVISION = 0x8086, 0x1237, 2
 """Intel 440FX (82441FX data sheet, 3.2), which every kernel knows. Nothing else of it is here."""
 
 
-class HostBridge:
+class HostBridge(Stateful):
     """Bus 0, as a bus device of CONFIG_PORTS ports. They end where a dword does, so that no access goes beyond it.
 
     It passes on to functions what comes to it, as the bus does: `lock` is its own, and a function's is taken while it
@@ -34,6 +35,8 @@ class HostBridge:
     """
 
     __slots__ = ("_address", "functions", "length", "lock", "name")
+
+    STATE = {"_address": Number(CONFIG_ADDRESS_BITS)}
 
     def __init__(self, name: str = "pci") -> None:
         self.name = name

@@ -1,7 +1,7 @@
 """A PCI function: its configuration space (type 0), the windows behind its base address registers, its capabilities.
 
-Imports spec. After PCI Local Bus Specification 3.0, chapter 6. Everything here happens under `lock`, which whoever
-passes accesses on holds; it is the lock of the device that the function belongs to.
+Imports spec and state. After PCI Local Bus Specification 3.0, chapter 6. Everything here happens under `lock`, which
+whoever passes accesses on holds; it is the lock of the device that the function belongs to.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from pyvmm.pci.spec import (
     SUBSYSTEM_VENDOR_ID,
     VENDOR_ID,
 )
+from pyvmm.state import Bytes, StateError, Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import Any, Protocol
 
     class Window(Protocol):
         """What a base address register makes visible: a bus device of `length` bytes."""
@@ -70,7 +71,7 @@ SMALLEST_WINDOW = 0x1000
 """A page, so that a guest can map each window by itself (6.2.5.1 recommends it)."""
 
 
-class Function:
+class Function(Stateful):
     """One function of a device that has no others.
 
     name     what messages call it
@@ -93,6 +94,8 @@ class Function:
         "name",
         "space",
     )
+
+    STATE = {"space": Bytes(CONFIG_LENGTH)}
 
     def __init__(
         self,
@@ -136,6 +139,20 @@ class Function:
     def _field(self, offset: int, value: bytes, writable: bytes) -> None:
         self.space[offset : offset + len(value)] = value
         self._writable[offset : offset + len(writable)] = writable
+
+    def restore(self, state: Any) -> None:
+        """Raises StateError for the configuration space of another function too."""
+        before = bytes(self.space)
+        super().restore(state)
+        own = bytearray(0xFF & ~mask for mask in self._writable)
+        own[STATUS] &= ~STATUS_INTERRUPT
+        if any((now ^ then) & mask for now, then, mask in zip(self.space, before, own, strict=True)):
+            self.space[:] = before
+            raise StateError(f"{self.name}: its configuration space is another function's")
+
+    def decode(self) -> None:
+        """It has been restored: let its windows be where they were."""
+        self._decode()
 
     # --- Being made ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """MSI-X: a function's interrupts as messages, each with an address, data and a mask bit that the guest sets.
 
-Imports spec. After PCI Local Bus Specification 3.0, 6.8.2. The table and the pending bits are a window, a page each;
-the capability says where they are. Who carries messages to the interrupt controllers is injected.
+Imports spec and state. After PCI Local Bus Specification 3.0, 6.8.2. The table and the pending bits are a window, a
+page each; the capability says where they are. Who carries messages to the interrupt controllers is injected.
 
 The guest changes things under the device's lock, while whoever serves queues fires: what both need is under `leaf`.
 """
@@ -19,6 +19,7 @@ from pyvmm.pci.spec import (
     MSIX_FLAGS_ENABLE,
     MSIX_FLAGS_MASKALL,
 )
+from pyvmm.state import Bytes, Number, StateError, Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _MASKS = {0: 0xFFFFFFFC, 4: 0xFFFFFFFF, 8: 0xFFFFFFFF, 12: MSIX_ENTRY_CTRL_MASKB
 """What each dword of an entry keeps; the two low bits of the address are zero (6.8.2.7)."""
 
 
-class Msix:
+class Msix(Stateful):
     """The MSI-X of `function`, with `count` vectors: the window behind `bar`, and what is behind the capability.
 
     enabled    whether the function sends messages instead of using its pin: changes under `leaf`
@@ -76,6 +77,8 @@ class Msix:
         "name",
         "switched",
     )
+
+    STATE = {"_table": Bytes(limit=PAGE), "_pending": Number((1 << LARGEST) - 1)}
 
     def __init__(self, function: Function, bar: int, count: int, wires: MsixWires, leaf: Lock) -> None:
         """Adds both to `function`. Raises ValueError: no vector, more than LARGEST, or no room."""
@@ -111,6 +114,18 @@ class Msix:
     def forget(self) -> None:
         """Drop the messages that were kept. `leaf` is held."""
         self._pending = 0
+
+    def restored(self) -> None:
+        """`function` has been restored before: see to enabling, masks and routes. Messages that were kept may come."""
+        if len(self._table) != MSIX_ENTRY_SIZE * self.count or self._pending >> self.count:
+            raise StateError(f"{self.name}: its table is another one's (expected {self.count} vectors)")
+        pending = self._pending
+        self.written(0, 0)
+        if self.enabled:
+            with self._leaf:
+                for vector in range(self.count):
+                    if pending >> vector & 1:
+                        self.fire(vector)
 
     # --- The capability -----------------------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
 """The memory balloon: pages that the guest does without, so that the host has them back (virtio 1.3, 5.5).
 
-Imports device, spec and errors. The driver puts pages into the balloon when it is told of a larger target, takes them
-out as it likes or must, and reports others that it does not use just now. Whichever it names, its memory is given back
-to the host by `GuestMemory.discard`: the pages come back, all zero, when they are touched. What is given back so is
-single pages of 4 KiB, or runs of them. Where the host has huge pages beneath, it gets one back when all of it is in the
-balloon; and its khugepaged may make a huge page of one that is there in part, which then costs as before.
+Imports device, spec, state and errors. The driver puts pages into the balloon when it is told of a larger target, takes
+them out as it likes or must, and reports others that it does not use just now. Whichever it names, its memory is given
+back to the host by `GuestMemory.discard`: the pages come back, all zero, when they are touched. What is given back so
+is single pages of 4 KiB, or runs of them. Where the host has huge pages beneath, it gets one back when all of it is in
+the balloon; and its khugepaged may make a huge page of one that is there in part, which then costs as before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from struct import Struct
 from threading import Event
 
 from pyvmm.errors import UsageError
+from pyvmm.state import U32
 from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.spec import (
     BALLOON_F_DEFLATE_ON_OOM,
@@ -91,6 +92,7 @@ class VirtioBalloon(VirtioDevice):
     """
 
     device_id = ID_BALLOON
+    STATE = {"_target": U32, "_actual": U32}
 
     def __init__(
         self,

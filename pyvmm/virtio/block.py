@@ -1,8 +1,8 @@
 """The block device: a disk image as the guest's disk (virtio 1.3, 5.2).
 
-Imports block_request, device, chain, spec and errors. A request is parsed whole, then executed, then answered: one
-place writes the status byte. Requests are served one after the other on the device's data plane: never is more than one
-in hand, and a flush comes after every write that was answered before it was asked for.
+Imports block_request, device, chain, spec, state and errors. A request is parsed whole, then executed, then answered:
+one place writes the status byte. Requests are served one after the other on the device's data plane: never is more than
+one in hand, and a flush comes after every write that was answered before it was asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from struct import Struct
 
 from pyvmm.errors import UsageError
+from pyvmm.state import FLAG, U64, Maybe, StateError
 from pyvmm.virtio.block_request import (
     DISCARD_SECTORS,
     DISCARD_SEGMENTS,
@@ -139,6 +140,7 @@ class VirtioBlock(VirtioDevice):
     """
 
     device_id = ID_BLOCK
+    STATE = {"_chosen": Maybe(FLAG), "_capacity": U64, "_shown": U64}
 
     def __init__(
         self,
@@ -221,6 +223,10 @@ class VirtioBlock(VirtioDevice):
 
     def discard(self) -> None:
         self._chosen = None
+
+    def restored(self) -> None:
+        if self._capacity * SECTOR != self.disk.size:
+            raise StateError(f"{self.name}: the disk had {self._capacity * SECTOR} bytes, and has {self.disk.size}")
 
     def close(self) -> None:
         self.disk.close()

@@ -1,7 +1,7 @@
 """The console device: a console, and named ports beside it (virtio 1.3, 5.3).
 
-Imports device, port and spec. Linux calls port 0 /dev/hvc0 and the others /dev/vport0p1 and on, with their names below
-/dev/virtio-ports.
+Imports device, port, state and spec. Linux calls port 0 /dev/hvc0 and the others /dev/vport0p1 and on, with their names
+below /dev/virtio-ports.
 
 What the driver is to be told over the control receiveq is not queued: it follows from comparing how each port is with
 what the driver was told of it. So it is bounded, however rarely the driver provides buffers.
@@ -12,6 +12,7 @@ from __future__ import annotations
 from struct import Struct
 
 from pyvmm.errors import UsageError
+from pyvmm.state import FLAG, U16, StateError
 from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.port import Port
 from pyvmm.virtio.spec import (
@@ -27,6 +28,7 @@ from pyvmm.virtio.spec import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from pyvmm.virtio.queue import Virtqueue
 
@@ -52,6 +54,7 @@ class VirtioConsole(VirtioDevice):
     """
 
     device_id = ID_CONSOLE
+    STATE = {"_driver_ready": FLAG, "columns": U16, "rows": U16}
 
     def __init__(self, ports: Sequence[Port], *, name: str = "", queue_size: int = QUEUE_SIZE) -> None:
         if not 1 <= len(ports) <= MAX_PORTS:
@@ -88,6 +91,17 @@ class VirtioConsole(VirtioDevice):
         self._driver_ready = False
         for port in self.ports:
             port.forget()
+
+    def save(self) -> dict[str, Any]:
+        return {**super().save(), "ports": [port.save() for port in self.ports]}
+
+    def restore(self, state: Any) -> None:
+        ports = state.pop("ports", None) if type(state) is dict else None
+        if type(ports) is not list or len(ports) != len(self.ports):
+            raise StateError(f"{self.name}: ports is not what it has {len(self.ports)} of")
+        super().restore(state)
+        for port, of_port in zip(self.ports, ports, strict=True):
+            port.restore(of_port)
 
     def close(self) -> None:
         for port in self.ports:

@@ -1,7 +1,7 @@
 """What every virtio device is: status, features, configuration space and queues, whatever the transport.
 
-Imports queue and spec. A subclass is one kind of device; a transport translates its registers into the calls of the
-section "For a transport"; a data plane calls those of the section "For a data plane".
+Imports queue, spec and state. A subclass is one kind of device; a transport translates its registers into the calls of
+the section "For a transport"; a data plane calls those of the section "For a data plane".
 
 Two locks. `lock` is the bus's, held around every register access. `plane` is held by whoever serves the queues: queues
 belong to their server from DRIVER_OK on, and a reset, which takes `plane`, waits until the request in hand is done and
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from threading import Lock
 
+from pyvmm.state import Stateful
 from pyvmm.virtio.queue import QueueError, Virtqueue
 from pyvmm.virtio.spec import (
     DEVICE_NAMES,
@@ -57,8 +58,10 @@ TRANSITIONS = {
 """Which status a driver may write after which (2.1, 3.1.1), beside 0, the same again, and FAILED on top of any."""
 
 
-class VirtioDevice:
+class VirtioDevice(Stateful):
     """One device. Subclasses set `device_id` and `queue_sizes`, and override the methods of the first section.
+
+    A snapshot has what every device has, and of a subclass's own what it declares in STATE (see `pyvmm.state`).
 
     name      what messages call it
     memory    the guest's RAM, set by whoever attaches the device

@@ -1,7 +1,7 @@
 """virtio over MMIO, version 2: the registers by which a driver sees a device (virtio 1.3, 4.2).
 
-Imports transport, registers and spec. What is not a register's encoding is `Transport`'s, which other transports share,
-or `VirtioDevice`'s.
+Imports transport, registers, state and spec. What is not a register's encoding is `Transport`'s, which other transports
+share, or `VirtioDevice`'s.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from threading import Lock
 
 from pyvmm.registers import Field, Register, RegisterMap
+from pyvmm.state import Number
 from pyvmm.virtio.spec import (
     INTERRUPT_CONFIG_CHANGE,
     INTERRUPT_USED_BUFFER,
@@ -84,6 +85,8 @@ class VirtioMmio(Transport):
     """
 
     __slots__ = ("_interrupt", "_pending", "_pending_lock")
+
+    STATE = {**Transport.STATE, "_pending": Number(INTERRUPT_USED_BUFFER | INTERRUPT_CONFIG_CHANGE)}
 
     def __init__(self, device: VirtioDevice, interrupt: Callable[[], None]) -> None:
         super().__init__(device)

@@ -1,8 +1,8 @@
 """The network device: Ethernet frames between a driver and whatever its back-end is (virtio 1.3, 5.1).
 
-Imports device, its own parts (netbuffers, netfeatures, netfilter, netheader), spec and errors. A frame from the driver
-is copied once, then judged and sent. One from outside is read only when there is a receive buffer for it: while the
-driver gives none, frames wait outside, where whoever sends them is slowed down.
+Imports device, its own parts (netbuffers, netfeatures, netfilter, netheader), spec, state and errors. A frame from the
+driver is copied once, then judged and sent. One from outside is read only when there is a receive buffer for it: while
+the driver gives none, frames wait outside, where whoever sends them is slowed down.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import time
 from struct import Struct
 
 from pyvmm.errors import BackendError, UsageError
+from pyvmm.state import FLAG
 from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.netbuffers import ReceiveBuffers
 from pyvmm.virtio.netfeatures import guest_offloads, offered, valid
-from pyvmm.virtio.netfilter import COMMAND_LIMIT, MAC, ReceiveFilter
+from pyvmm.virtio.netfilter import ADDRESS, COMMAND_LIMIT, MAC, ReceiveFilter
 from pyvmm.virtio.netheader import PLAIN, received, transmitted
 from pyvmm.virtio.spec import (
     ID_NET,
@@ -30,6 +31,7 @@ from pyvmm.virtio.spec import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from pyvmm.backends.net import Frames
     from pyvmm.virtio.chain import Chain
@@ -66,6 +68,7 @@ class VirtioNet(VirtioDevice):
     """
 
     device_id = ID_NET
+    STATE = {"_mac": ADDRESS, "_unplugged": FLAG}
 
     DROPS = ("short", "oversize", "header", "spoofed", "filtered", "no room", "no link", "fault")
     """Why a frame is dropped. "no room": in the receive buffers; "header": it asks for what cannot be."""
@@ -159,6 +162,14 @@ class VirtioNet(VirtioDevice):
         """5.1.6.5.2.1: the filter too is as at first."""
         self._forget_driver()
         self._set_offloads(0)
+
+    def save(self) -> dict[str, Any]:
+        return {**super().save(), "filter": self._filter.save()}
+
+    def restore(self, state: Any) -> None:
+        of_filter = state.pop("filter", None) if type(state) is dict else None
+        self._filter.restore(of_filter)
+        super().restore(state)
 
     def close(self) -> None:
         """Close the back-end."""

@@ -1,10 +1,11 @@
 """Which received frames a network device's driver wants, and the commands by which it says so (virtio 1.3, 5.1.6.5).
 
-Imports spec. A frame is judged by its destination address alone.
+Imports spec and state. A frame is judged by its destination address alone.
 """
 
 from __future__ import annotations
 
+from pyvmm.state import FLAG, Bytes, Maybe, Several, Stateful
 from pyvmm.virtio.spec import (
     NET_CTRL_MAC,
     NET_CTRL_MAC_ADDR_SET,
@@ -25,6 +26,7 @@ MAC = 6
 BROADCAST = b"\xff" * MAC
 TABLE_LIMIT = 256
 """Addresses kept in each table; with more, every address of that kind is let in, which 5.1.6.5.2 allows."""
+ADDRESS = Bytes(MAC, container=bytes)
 COMMAND_LIMIT = 2 + 2 * 4 + MAC * (1 << 14)
 """Bytes of the longest command that is read; a longer one is refused."""
 
@@ -39,7 +41,7 @@ _MODES = {
 """Each command of the class RX: the feature it needs, and what it switches (5.1.6.5.1)."""
 
 
-class ReceiveFilter:
+class ReceiveFilter(Stateful):
     """The filter of one device whose address is `mac`; everything is let in until the driver asks for less.
 
     5.1.6.5.1.1, 5.1.6.5.2.1. Promiscuous mode goes before all other modes, the suppressing modes before the others.
@@ -56,6 +58,14 @@ class ReceiveFilter:
         "no_unicast",
         "promiscuous",
     )
+
+    STATE = {
+        "mac": ADDRESS,
+        "promiscuous": FLAG,
+        **dict.fromkeys(("all_multicast", "all_unicast", "no_broadcast", "no_multicast", "no_unicast"), FLAG),
+        **dict.fromkeys(("_multicast", "_unicast"), Maybe(Several(ADDRESS, TABLE_LIMIT, container=frozenset))),
+    }
+    name = "filter"
 
     def __init__(self, mac: bytes) -> None:
         self.mac = mac

@@ -1,7 +1,7 @@
 """The 9P transport: a directory of the host's as a file system of the guest's (virtio 1.3, 5: device type 9).
 
-Imports device, chain, spec and errors. The standard gives the device its number and no more: what is here is what
-linux/virtio_9p.h and Linux's driver (net/9p/trans_virtio.c) make of it. One queue; a chain is a message, in its
+Imports device, chain, spec, state and errors. The standard gives the device its number and no more: what is here is
+what linux/virtio_9p.h and Linux's driver (net/9p/trans_virtio.c) make of it. One queue; a chain is a message, in its
 readable bytes, and room for the answer, its writable ones. Messages mean nothing to the device: a server answers them,
 one after the other.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from struct import Struct
 
 from pyvmm.errors import UsageError
+from pyvmm.state import StateError
 from pyvmm.virtio.chain import pieces
 from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.spec import ID_9P, P9_F_MOUNT_TAG
@@ -18,7 +19,7 @@ from pyvmm.virtio.spec import ID_9P, P9_F_MOUNT_TAG
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from typing_extensions import Buffer
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
         def serve(self, exchange: Exchange) -> int:
             """Answer one message; returns how many bytes were written, from the first on. Raises nothing."""
+
+        @property
+        def in_session(self) -> bool:
+            """Whether there is a client."""
 
         def reset(self) -> None:
             """The client is gone, and what it had in hand with it."""
@@ -86,6 +91,7 @@ class Virtio9p(VirtioDevice):
     """
 
     device_id = ID_9P
+    STATE = {}
     queue_sizes = (QUEUE_SIZE,)
 
     def __init__(
@@ -107,6 +113,12 @@ class Virtio9p(VirtioDevice):
 
     def discard(self) -> None:
         self.server.reset()
+
+    def save(self) -> dict[str, Any]:
+        """What a client has in hand are files of the host's: there is nothing that could be saved of those."""
+        if self.server.in_session:
+            raise StateError(f"{self.name}: the guest has the share mounted, which cannot be saved yet (unmount it)")
+        return super().save()
 
     def close(self) -> None:
         self.server.close()

@@ -1,7 +1,7 @@
 """virtio over PCI: the function, its capabilities and the registers by which a driver sees a device (virtio 1.3, 4.1).
 
-Imports transport, pcicap, registers, spec and PCI. BAR 0 has the registers, each structure in a page of its own: common
-configuration, ISR status, the device's configuration, notifications; BAR 1 has MSI-X. Everything that is not a
+Imports transport, pcicap, registers, state, spec and PCI. BAR 0 has the registers, each structure in a page of its own:
+common configuration, ISR status, the device's configuration, notifications; BAR 1 has MSI-X. Everything that is not a
 register's encoding is `Transport`'s or `VirtioDevice`'s. There is no legacy interface.
 """
 
@@ -21,6 +21,8 @@ from pyvmm.pci.spec import (
     COMMAND_INTX_DISABLE,
 )
 from pyvmm.registers import Register, RegisterMap
+from pyvmm.state import U8, U16, Number, Several, StateError
+from pyvmm.state import U32 as NUMBER
 from pyvmm.virtio.pcicap import ConfigAccess, structure
 from pyvmm.virtio.spec import (
     ID_BLOCK,
@@ -41,6 +43,7 @@ from pyvmm.virtio.transport import RING_PARTS, STATUS_FIELDS, Transport, ring_ha
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from pyvmm.events import IrqLine
     from pyvmm.pci.msix import MsixWires
@@ -70,6 +73,15 @@ class VirtioPci(Transport):
     function   for the bridge
     rung       is told of each notification that came as an access, by the queue's number
     """
+
+    STATE = {
+        **Transport.STATE,
+        "_config_vector": U16,
+        "_queue_vectors": Several(U16, 1 << 16),
+        "_generation": NUMBER,
+        "_shown_generation": U8,
+        "_isr": Number(INTERRUPT_USED_BUFFER | INTERRUPT_CONFIG_CHANGE),
+    }
 
     __slots__ = (
         "_config_vector",
@@ -120,9 +132,34 @@ class VirtioPci(Transport):
     def _capability(self, kind: int, offset: int, length: int, more: bytes = b"") -> None:
         self.function.add_capability(CAP_ID_VNDR, structure(kind, 0, offset, length, more))
 
+    @property
+    def windows(self) -> tuple[Any, ...]:
+        return tuple(self.function.bars.values())
+
     def notify_ranges(self) -> list[int]:
         """The offset in BAR 0 at which each queue is notified, by a write of any width and value."""
         return [NOTIFY + NOTIFY_STRIDE * index for index in range(len(self.device.queues))]
+
+    def save(self) -> dict[str, Any]:
+        return {**super().save(), "function": self.function.save(), "msix": self._msix.save()}
+
+    def restore(self, state: Any) -> None:
+        """The device has been restored before. What may have been on its way to the driver it is told again."""
+        if type(state) is not dict:
+            raise StateError(f"{self.name}: is no object")
+        function, msix = state.pop("function", None), state.pop("msix", None)
+        super().restore(state)
+        vectors = [self._config_vector, *self._queue_vectors]
+        if len(self._queue_vectors) != len(self.device.queues) or any(self._vector(v) != v for v in vectors):
+            raise StateError(f"{self.name}: queue_vectors are another device's")
+        self.function.restore(function)
+        self._msix.restore(msix)
+        self.function.decode()
+        with self._leaf:
+            self._level()
+            if self._msix.enabled:
+                for vector in sorted(set(vectors)):
+                    self._fire(vector)
 
     # --- Telling the driver -------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """One port of the console device: the bytes that wait for the guest, and how guest and host have it open.
 
-Imports errors and spec. A port is where a console device and a back-end meet. Which thread may touch what: `receive`,
-`hold`, `release` and `connect` are for back-ends and any thread; the second section is the device's, with its `plane`
-held.
+Imports errors, state and spec. A port is where a console device and a back-end meet. Which thread may touch what:
+`receive`, `hold`, `release` and `connect` are for back-ends and any thread; the second section is the device's, with
+its `plane` held.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from struct import pack
 from threading import Lock
 
 from pyvmm.errors import UsageError
+from pyvmm.state import FLAG, U32, U64, Bytes, Several, Stateful
 from pyvmm.virtio.spec import (
     CONSOLE_CONSOLE_PORT,
     CONSOLE_DEVICE_ADD,
@@ -32,7 +33,7 @@ NAME_LIMIT = 255
 CONTROL_RECEIVEQ = 2
 
 
-class Port:
+class Port(Stateful):
     """A port called `name`, which may be empty for a console's.
 
     output            output(data) takes what the guest writes. It may block, until the VM is closed at the latest;
@@ -45,8 +46,18 @@ class Port:
     held              whether output is to wait
     open              whether the guest has it open
 
+    Of what is saved the input in hand and what the driver has been told are the guest's; who is connected is not.
+
     Raises UsageError for a name of more than 255 bytes, or with NUL or a slash in it.
     """
+
+    STATE = {
+        **dict.fromkeys(("open", "added", "ready"), FLAG),
+        **dict.fromkeys(("sent", "_told_connection", "_connections"), U64),
+        "_told": Several(U32, 16, container=set),
+        **dict.fromkeys(("_told_size", "_size"), Bytes(limit=4, container=bytes)),
+        "_input": Bytes(limit=INPUT_LIMIT),
+    }
 
     def __init__(
         self, name: str = "", output: Callable[[bytes], None] | None = None, *, limit: int = INPUT_LIMIT
@@ -127,6 +138,15 @@ class Port:
         self._told_size = b""
         self._about = self._connection, self._size  # what the message in hand tells of
         self.set_open(False)
+
+    def restored(self) -> None:
+        """Whoever is connected now is somebody else; but the console stays what it was."""
+        if self.number and self._connection:
+            self._connection = self._connections = self._connections + 1
+        elif not self.number:
+            self._connection = self._connections = self._told_connection or self._connections
+        if self.open and self.on_open is not None:
+            self.on_open(True)
 
     def set_open(self, opened: bool) -> None:
         """The guest has opened or closed it."""

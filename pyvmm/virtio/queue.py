@@ -152,6 +152,19 @@ class Virtqueue:
         self._indirect = bool(features >> F_RING_INDIRECT_DESC & 1)
         self.ready = True
 
+    @property
+    def position(self) -> int | None:
+        """The available index from which on nothing has been given back: where one goes on who serves the queue anew.
+
+        None if chains are in flight that are not the last ones taken.
+        """
+        taken = self.in_flight
+        first, mask = self._next_avail - taken, self.size - 1
+        heads = {self._avail[2 + (first + number & mask)] for number in range(taken)}
+        if len(heads) < taken or not all(head < self.size and self._in_flight[head] for head in heads):
+            return None
+        return first & 0xFFFF
+
     # --- Taking chains ------------------------------------------------------------------------------------------------
 
     @property

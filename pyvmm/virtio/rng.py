@@ -44,6 +44,7 @@ class VirtioRng(VirtioDevice):
 
     device_id = ID_RNG
     queue_sizes = (QUEUE_SIZE,)
+    STATE = {}
 
     def __init__(self, *, name: str = "", rate: int | None = None, source: Callable[[int], bytes] = os.urandom) -> None:
         if rate is not None and rate < 1:

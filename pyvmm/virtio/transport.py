@@ -1,12 +1,14 @@
 """What the registers of every transport do: selectors, feature words, the set-up of queues, the status (virtio 1.3, 4).
 
-Imports registers. A transport encodes registers: it says which access means which of these, and how the driver
-is told of something.
+Imports registers and state. A transport encodes registers: it says which access means which of these, and how the
+driver is told of something.
 """
 
 from __future__ import annotations
 
 from pyvmm.registers import Field
+from pyvmm.state import U32 as NUMBER
+from pyvmm.state import Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,16 +32,23 @@ RING_PARTS = ("descriptors", "driver", "device")
 """The fields of Virtqueue that are addresses, in the order of every transport's registers."""
 
 
-class Transport:
+class Transport(Stateful):
     """How one device is seen. The bus holds `lock`, which is the device's, around every call here."""
 
     __slots__ = ("_driver_word", "_offered_word", "_selected", "device", "lock", "name")
+
+    STATE = dict.fromkeys(("_selected", "_offered_word", "_driver_word"), NUMBER)
 
     def __init__(self, device: VirtioDevice) -> None:
         self.device = device
         self.name = device.name
         self.lock: Lock = device.lock
         self._selected = self._offered_word = self._driver_word = 0
+
+    @property
+    def windows(self) -> tuple[Any, ...]:
+        """What of it is on the bus."""
+        return (self,)
 
     def restarted(self) -> None:
         """The device has been reset: forget what is the transport's own."""

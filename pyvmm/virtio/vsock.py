@@ -73,6 +73,7 @@ class VirtioVsock(VirtioDevice):
     """
 
     device_id = ID_VSOCK
+    STATE = {}
     queue_sizes = (QUEUE_SIZE, QUEUE_SIZE, EVENT_QUEUE_SIZE)
 
     def __init__(
@@ -111,6 +112,10 @@ class VirtioVsock(VirtioDevice):
         self._out.forget_driver()
         self._reset_event = self._more = False
         self._due = None
+
+    def restored(self) -> None:
+        """What its streams led to has stayed where the snapshot was made."""
+        self._reset_event = self.live
 
     def close(self) -> None:
         """Hang up everywhere and listen no more."""

@@ -55,6 +55,11 @@ class Share:
             for kind, layout in LAYOUTS.items()
         }
 
+    @property
+    def in_session(self) -> bool:
+        """Whether a client has begun a session, which ends with its connection or its files."""
+        return bool(self._operations.msize and len(self._operations.fids))
+
     def reset(self) -> None:
         """End the session: every fid is let go of, and no value that was being written is set."""
         self._operations.msize = 0

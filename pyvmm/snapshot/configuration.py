@@ -1,0 +1,96 @@
+"""What a VM was made of, as plain values, and made again from them.
+
+Imports config, hardware and errors. The classes judge what they are made of themselves.
+"""
+
+from __future__ import annotations
+
+from pyvmm.config import VmConfig
+from pyvmm.errors import LoadError, UsageError
+from pyvmm.hardware import Balloon, Disk, Net, Port, Rng, Share, Vsock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_PARTS: dict[str, tuple[type, bool]] = {
+    "disks": (Disk, True),
+    "nets": (Net, True),
+    "ports": (Port, True),
+    "rng": (Rng, False),
+    "shares": (Share, True),
+    "vsock": (Vsock, False),
+    "balloon": (Balloon, False),
+}
+"""Settings that are objects: of which class, and whether there are several."""
+_CHANGEABLE = (
+    *("disks", "fail_on", "name", "net", "on_panic", "stuck", "stuck_at_boot", "switch_interval", "symbols"),
+    *("timeout", "vsock"),
+)
+"""What may be another in a VM that is restored: the rest is in the guest's memory."""
+SETTINGS = tuple(name for name in VmConfig.__slots__ if name != "virtio")
+"""Devices of one's own are objects of the program that made the VM."""
+_FORGOTTEN = ("name", "timeout", "stuck", "stuck_at_boot")
+"""What was for the VM that was saved alone."""
+
+
+def save_config(config: VmConfig) -> dict[str, Any]:
+    """The settings of `config`."""
+    found: dict[str, Any] = {}
+    for setting in SETTINGS:
+        value = getattr(config, setting)
+        if setting in _PARTS:
+            several = _PARTS[setting][1]
+            value = [_save(one) for one in value] if several else None if value is None else _save(value)
+        found[setting] = list(value) if type(value) is tuple else value
+    return found
+
+
+def _save(part: object) -> dict[str, Any]:
+    values = {name: getattr(part, name) for name in type(part).__slots__}  # type: ignore[attr-defined]
+    return {name: {"hex": value.hex()} if type(value) is bytes else value for name, value in values.items()}
+
+
+def make_config(saved: Any, path: str, **others: Any) -> VmConfig:
+    """The configuration again, but for `others`, which are some of VmConfig's settings.
+
+    Raises LoadError for what is no configuration, UsageError for others that cannot be.
+    """
+    for name in others:
+        if name not in _CHANGEABLE:
+            raise UsageError(
+                f"{name} is what the snapshot has: it cannot be another (what can: {', '.join(_CHANGEABLE)})"
+            )
+    if type(saved) is not dict or saved.keys() != set(SETTINGS):
+        raise LoadError(path, "its state has another pyvmm's configuration")
+    try:
+        settings = {name: _make(name, value) for name, value in saved.items() if name not in _FORGOTTEN}
+        settings["net"] = settings.pop("nets")
+        before = VmConfig(**settings)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise LoadError(path, f"its state has no good configuration: {error}") from error
+    config = VmConfig(**{**settings, **others})
+    for name in ("disks", "nets"):
+        now, then = getattr(config, name), getattr(before, name)
+        if len(now) != len(then):
+            raise UsageError(f"{len(now)} {name}: the snapshot's VM has {len(then)}")
+    for disk, saved_disk in zip(config.disks, before.disks, strict=True):
+        if (disk.readonly, disk.queues, disk.overlay) != (saved_disk.readonly, saved_disk.queues, saved_disk.overlay):
+            raise UsageError(f"{disk.path}: readonly, overlay and queues are as the snapshot has them")
+    if (config.vsock is None) != (before.vsock is None):
+        raise UsageError("vsock: whether there is one is as the snapshot has it")
+    return config
+
+
+def _make(name: str, value: Any) -> Any:
+    if name not in _PARTS:
+        return value
+    kind, several = _PARTS[name]
+    if several:
+        return [_part(kind, one) for one in value]
+    return None if value is None else _part(kind, value)
+
+
+def _part(kind: type, values: dict[str, Any]) -> Any:
+    plain = {name: bytes.fromhex(v["hex"]) if type(v) is dict else v for name, v in values.items()}
+    return kind(**plain)

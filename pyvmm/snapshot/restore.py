@@ -1,0 +1,171 @@
+"""Restoring a VM: its snapshot judged whole, then a VM made as ever, but with what was saved in it.
+
+Imports its neighbours, kvm and state. `Restoring` is what `pyvmm.vm` asks in the places where a VM that boots would
+allocate memory, load a kernel and start its processor.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyvmm import layout
+from pyvmm.boot import LoadedKernel
+from pyvmm.errors import LoadError, PyvmmError
+from pyvmm.kvm.archstate import cpuid_of, judge_vcpu, judge_vm, restore_vcpu, restore_vm, tell_stopped
+from pyvmm.snapshot.configuration import make_config
+from pyvmm.snapshot.disks import judge_disks, restore_disk
+from pyvmm.snapshot.file import Folder
+from pyvmm.snapshot.memory import judge_memory, map_memory
+from pyvmm.snapshot.save import models
+from pyvmm.state import U64, Maybe, StateError, Text, judged
+from pyvmm.virtio.saving import restore_device
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pyvmm.attach import VirtioDevices
+    from pyvmm.kvm.entries import CpuidEntry
+    from pyvmm.kvm.system import Kvm
+    from pyvmm.kvm.vcpu import VcpuFd
+    from pyvmm.kvm.vm import VmFd
+    from pyvmm.machine import Machine
+    from pyvmm.memory import GuestMemory
+    from pyvmm.state import Kind
+
+_LOADED: dict[str, Kind] = {"path": Text(), "format": Text(), "entry": U64, "command_line": Maybe(Text(1 << 20))}
+_PARTS = {
+    *("pyvmm", "time", "config", "transport", "loaded", "vcpus", "vm", "models", "virtio", "disks", "memory"),
+}
+
+
+class SavedKernel(LoadedKernel):
+    """What is still known of the kernel that was loaded: neither where its pieces were nor how it was started."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str, format: str, entry: int, command_line: str | None) -> None:
+        self.path = path
+        self.format = format
+        self.entry = entry
+        self.command_line = command_line
+        self.pieces = self.memory_map = self.notes = ()
+
+    def describe(self) -> str:
+        """One line."""
+        return f"restored      {self.path}"
+
+
+class Restoring:
+    """The snapshot in the folder `path`, ready to become a VM. `others` are settings that shall be other than saved.
+
+    config     the VM's
+    transport  of its virtio devices
+    loaded     what is known of its kernel
+
+    Judges everything that can be without making a VM: raises LoadError, and UsageError for `others`. `close()` it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], **others: Any) -> None:
+        self.path = os.fspath(path)
+        self._memory_fd = -1
+        self._folder = Folder(self.path)
+        try:
+            self._judge(others)
+        except StateError as error:
+            self.close()
+            raise LoadError(self.path, str(error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _judge(self, others: dict[str, Any]) -> None:
+        state = self._folder.state
+        if state.keys() != _PARTS:
+            strange = sorted(state.keys() ^ _PARTS)
+            raise LoadError(self.path, f"its state has not the parts of one: {', '.join(strange)[:80]}")
+        self.config = config = make_config(state["config"], self.path, **others)
+        if state["transport"] not in ("mmio", "pci", ""):
+            raise LoadError(self.path, "its state names no transport")
+        self.transport: str = state["transport"]
+        loaded = judged("loaded", state["loaded"], _LOADED)
+        self.loaded = SavedKernel(**loaded)
+        if type(state["vcpus"]) is not list or len(state["vcpus"]) != config.cpus:
+            raise LoadError(self.path, f"its state is not that of {config.cpus} vCPUs")
+        self._vcpus = [judge_vcpu(vcpu, f"vCPU {index}") for index, vcpu in enumerate(state["vcpus"])]
+        self._vm = judge_vm(state["vm"])
+        for part in ("models", "virtio"):
+            if type(state[part]) is not dict:
+                raise LoadError(self.path, f"its state has no {part}")
+        judge_disks(self.path, config.disks, state["disks"])
+        self._ranges = layout.ram_ranges(config.mem)
+        self._memory_fd = judge_memory(self._folder, state["memory"], self._ranges)
+
+    def memory(self) -> GuestMemory:
+        """The VM's RAM: pages of the snapshot's until they are written to. Raises PyvmmError."""
+        try:
+            return map_memory(self._memory_fd, self._ranges)
+        except (OSError, ValueError) as error:
+            raise PyvmmError(f"{self.path}: its memory cannot be mapped: {error}") from error
+
+    @property
+    def cpuid(self) -> list[list[CpuidEntry]]:
+        """What the CPUID instruction answers on each vCPU."""
+        return [cpuid_of(state) for state in self._vcpus]
+
+    def create_vcpus(self, kvm: Kvm, vm: VmFd) -> tuple[VcpuFd, ...]:
+        """The VM's vCPUs, as they will be when `restore()` has been called. Raises LoadError for another host's."""
+        self._judge_features(kvm)
+        return tuple(vm.create_vcpu(index) for index in range(self.config.cpus))
+
+    def _judge_features(self, kvm: Kvm) -> None:
+        """See that the host has every CPU feature that the guest was shown."""
+        from pyvmm.kvm.cpufeatures import missing_features
+
+        missing = missing_features(cpuid_of(self._vcpus[0]), kvm.supported_cpuid())
+        if missing:
+            problem = f"its guest was shown CPU features that this host does not have: {', '.join(missing[:8])}"
+            raise LoadError(self.path, problem)
+
+    def restore(self, fd: VmFd, vcpus: tuple[VcpuFd, ...], machine: Machine, virtio: VirtioDevices | None) -> None:
+        """Put everything into the VM, which has been made and has not run. Raises LoadError, KvmError.
+
+        Processors first, then chips, which may have something for them, then devices, which set their lines again.
+        """
+        try:
+            for vcpu, state in zip(vcpus, self._vcpus, strict=True):
+                restore_vcpu(vcpu, state)
+            restore_vm(fd, self._vm)
+            self._restore_models(machine, virtio)
+            if virtio is not None:
+                self._restore_virtio(virtio)
+            tell_stopped(vcpus)
+        except StateError as error:
+            raise LoadError(self.path, str(error)) from error
+
+    def _restore_models(self, machine: Machine, virtio: VirtioDevices | None) -> None:
+        saved: dict[str, Any] = self._folder.state["models"]
+        here = models(machine, virtio)
+        if here.keys() != saved.keys():
+            raise StateError(f"it has other devices than this pyvmm: {', '.join(sorted(here.keys() ^ saved.keys()))}")
+        for name, model in here.items():
+            model.restore(saved[name])
+
+    def _restore_virtio(self, virtio: VirtioDevices) -> None:
+        from pyvmm.virtio.block import VirtioBlock
+
+        saved: dict[str, Any] = self._folder.state["virtio"]
+        disks = iter(self._folder.state["disks"])
+        if [device.name for device in virtio.devices] != list(saved):
+            raise StateError("it has other virtio devices than its configuration")
+        for device, transport in virtio.saved_with():
+            if isinstance(device, VirtioBlock):
+                restore_disk(self._folder, device, next(disks))
+            restore_device(device, transport, saved[device.name])
+
+    def close(self) -> None:
+        """Let go of the folder's files; memory that was mapped stays. A second call does nothing."""
+        fd, self._memory_fd = self._memory_fd, -1
+        if fd >= 0:
+            os.close(fd)
+        self._folder.close()

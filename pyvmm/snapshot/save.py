@@ -1,0 +1,172 @@
+"""Saving a VM: everything that it is at one moment, in the order that keeps it one moment.
+
+Imports its neighbours, kvm, the machine's models and state. The vCPUs stand still, each with its last instruction
+completed, and no data plane serves: `pyvmm.vm` sees to that. Here the locks of all virtio devices are held besides, so
+that nothing comes into the guest's memory from outside either, until the memory has been written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pyvmm.errors import PyvmmError, UsageError
+from pyvmm.kvm.archstate import save_vcpu, save_vm
+from pyvmm.snapshot.configuration import save_config
+from pyvmm.snapshot.disks import save_disk
+from pyvmm.snapshot.file import Writer
+from pyvmm.snapshot.memory import save_memory
+from pyvmm.state import StateError, Stateful
+from pyvmm.virtio.block import VirtioBlock
+from pyvmm.virtio.saving import save_device
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from threading import Lock
+    from typing import Any
+
+    from pyvmm.attach import VirtioDevices
+    from pyvmm.boot import LoadedKernel
+    from pyvmm.config import VmConfig
+    from pyvmm.kvm.entries import CpuidEntry
+    from pyvmm.kvm.system import Kvm
+    from pyvmm.kvm.vcpu import VcpuFd
+    from pyvmm.kvm.vm import VmFd
+    from pyvmm.machine import Machine
+    from pyvmm.memory import GuestMemory
+
+COARSE = 0.011
+"""Seconds within which two changes of a file may have the same time (a tick of the kernel's clock at 100 Hz)."""
+
+
+class Subject:
+    """What there is to be saved of a VM. `source` is the folder that it was restored from, or ""."""
+
+    __slots__ = (
+        *("config", "cpuid", "fd", "kvm", "loaded", "machine", "memory", "source", "transport", "vcpus", "virtio"),
+    )
+
+    def __init__(
+        self,
+        config: VmConfig,
+        loaded: LoadedKernel,
+        transport: str,
+        kvm: Kvm,
+        fd: VmFd,
+        vcpus: Sequence[VcpuFd],
+        cpuid: Sequence[Sequence[CpuidEntry]],
+        machine: Machine,
+        memory: GuestMemory,
+        virtio: VirtioDevices | None,
+        source: str = "",
+    ) -> None:
+        self.config = config
+        self.loaded = loaded
+        self.transport = transport
+        self.kvm = kvm
+        self.fd = fd
+        self.vcpus = vcpus
+        self.cpuid = cpuid
+        self.machine = machine
+        self.memory = memory
+        self.virtio = virtio
+        self.source = source
+
+
+def save(path: str, vm: Subject) -> None:
+    """Save `vm`, which stands still, to the folder `path`, in the place of a snapshot that may be there.
+
+    Raises UsageError for a VM that cannot be saved or a path that is no place for it, PyvmmError where the host cannot.
+    """
+    if vm.source and os.path.exists(path) and os.path.samefile(path, vm.source):
+        raise UsageError(f"snapshot {path}: the VM was restored from it, so it cannot be saved over it")
+    locks = _locks(vm.virtio)
+    try:
+        for lock in locks:
+            lock.acquire()
+        began = time.monotonic()
+        try:
+            state = _save_state(vm)
+            with Writer(path) as writer:
+                state["disks"] = _save_disks(writer, vm)
+                state["memory"] = save_memory(writer, vm.memory)
+                writer.commit(state)
+        except StateError as error:
+            raise UsageError(f"snapshot {path}: {error}") from error
+        except OSError as error:
+            if isinstance(error, PyvmmError):
+                raise
+            raise PyvmmError(f"snapshot {path}: cannot be written: {error.strerror or error}") from error
+        # What is written to a disk from now on has another time than what was written before.
+        time.sleep(max(0.0, began + COARSE - time.monotonic()))
+    finally:
+        for lock in reversed(locks):
+            if lock.locked():
+                lock.release()
+
+
+def _locks(virtio: VirtioDevices | None) -> list[Lock]:
+    devices = () if virtio is None else virtio.devices
+    return [lock for device in devices for lock in (device.lock, device.plane)]
+
+
+def _save_state(vm: Subject) -> dict[str, Any]:
+    from pyvmm import __version__
+
+    loaded = vm.loaded
+    msrs = vm.kvm.msr_index_list()
+    return {
+        "pyvmm": __version__,
+        "time": time.time(),
+        "config": save_config(vm.config),
+        "transport": vm.transport,
+        "loaded": {
+            "path": loaded.path,
+            "format": loaded.format,
+            "entry": loaded.entry,
+            "command_line": loaded.command_line,
+        },
+        # Before the chips: what a vCPU has been given by them is not given to it again.
+        "vcpus": [save_vcpu(vcpu, msrs, cpuid) for vcpu, cpuid in zip(vm.vcpus, vm.cpuid, strict=True)],
+        "vm": save_vm(vm.fd),
+        "models": {name: _locked(model) for name, model in models(vm.machine, vm.virtio).items()},
+        "virtio": {
+            device.name: save_device(device, transport)
+            for device, transport in (() if vm.virtio is None else vm.virtio.saved_with())
+        },
+    }
+
+
+def _locked(model: Stateful) -> dict[str, Any]:
+    with model.lock:  # type: ignore[attr-defined]
+        return model.save()
+
+
+def models(machine: Machine, virtio: VirtioDevices | None) -> dict[str, Stateful]:
+    """What is on the buses, each thing once, but for virtio's. Raises StateError for what cannot be saved."""
+    theirs: set[int] = set()
+    for _, transport in () if virtio is None else virtio.saved_with():
+        theirs.update(map(id, transport.windows))
+    found: dict[str, Stateful] = {}
+    for model in _on(machine):
+        if id(model) in theirs:
+            continue
+        if not isinstance(model, Stateful) or model.STATE is None:
+            name = getattr(model, "name", type(model).__name__)
+            raise StateError(f"a VM with the device {name!r} cannot be saved: its class says nothing of its state")
+        name = model.name  # type: ignore[attr-defined]
+        if found.setdefault(name, model) is not model:
+            raise StateError(f"two devices are called {name!r}: such a VM cannot be saved")
+    return found
+
+
+def _on(machine: Machine) -> Iterator[object]:
+    for bus in (machine.ports, machine.mmio):
+        for _, _, device in bus.ranges():
+            yield from getattr(device, "models", (device,))
+
+
+def _save_disks(writer: Writer, vm: Subject) -> list[dict[str, Any]]:
+    devices = [device for device in (() if vm.virtio is None else vm.virtio.devices) if isinstance(device, VirtioBlock)]
+    return [save_disk(writer, disk, device) for disk, device in zip(vm.config.disks, devices, strict=True)]

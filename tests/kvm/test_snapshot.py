@@ -1,0 +1,281 @@
+"""VMs that are saved and go on elsewhere: small guests must not notice, however often, and clones must be their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pytest
+
+from pyvmm import VM, Disk
+from pyvmm.backends.capture import CaptureConsole
+from pyvmm.errors import LoadError, PyvmmError, UsageError
+from pyvmm.images import guest
+from pyvmm.layout import VIRTIO_MMIO
+from tests.support import guests
+
+pytestmark = pytest.mark.needs("kvm")
+
+LIMIT = 30
+COUNTER = bytes.fromhex("31c0 8ed8 66ff060006 ebf9")
+"""Real mode: xor %ax, %ax; mov %ax, %ds; 1: incl 0x600; jmp 1b."""
+AT = 0x600
+DISK_WORD = f"virtio_mmio.device=4K@{VIRTIO_MMIO:#x}:5"
+
+
+@pytest.fixture
+def counter(tmp_path: Path) -> Path:
+    path = tmp_path / "counter.bin"
+    path.write_bytes(COUNTER)
+    return path
+
+
+def said(vm: VM) -> str:
+    assert isinstance(vm.console, CaptureConsole)
+    return vm.console.text
+
+
+def moved(vm: VM, folder: Path, pause: float, most: int = 400) -> tuple[str, int, int]:
+    """Run `vm` to its end, moving it to a new VM every `pause` seconds; all it printed, its status, how often."""
+    text = ""
+    for number in range(most):
+        with vm:
+            deadline = time.monotonic() + pause
+            while vm.exit is None and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            if number < most - 1 and vm.exit is None:
+                vm.pause()
+            if vm.exit is not None or number == most - 1:
+                exit = vm.wait(LIMIT)
+                return text + said(vm), exit.status, number
+            path = folder / f"{number % 2}.snap"
+            text += said(vm)
+            vm.snapshot(path)
+        vm = VM.restore(path, timeout=LIMIT)
+    raise AssertionError
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize(
+    ("name", "settings"), [("lapic-timer", {}), ("hlt-pit", {}), ("paging", {}), ("outs", {}), ("smp", {"cpus": 2})]
+)
+def test_a_guest_that_moves_all_the_time_prints_what_it_prints_at_rest(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    path = guest(name).path()
+    with VM(path, mem="64M", timeout=LIMIT, **settings) as vm:
+        status = vm.wait(LIMIT).status
+        expected = said(vm)
+    assert expected
+    text, moved_status, _ = moved(VM(path, mem="64M", timeout=LIMIT, **settings), tmp_path, 0.004)
+    assert (text, moved_status) == (expected, status)
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize(
+    ("transport", "mode", "pause"),
+    [("mmio", "irq", 0.002), ("mmio", "irq flags", 0.002), ("pci", "load", 0.02), ("pci", "load intx flags", 0.02)],
+)
+def test_requests_and_interrupts_of_a_disk_survive_moves(
+    mode: str, transport: str, pause: float, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(b"the first line of sector 0\n".ljust(1 << 20, b"\0"))
+    words = f"{DISK_WORD} {mode}" if transport == "mmio" else mode
+    vm = VM(
+        guest("virtio-blk").path(),
+        mem="64M",
+        disks=[Disk(image, overlay=True)],
+        append=words,
+        transport=transport,
+        timeout=LIMIT,
+    )
+    text, status, moves = moved(vm, tmp_path, pause, 20)
+    assert status == 0, text
+    assert moves > 0
+
+
+def test_nothing_is_lost_or_repeated_between_a_snapshot_and_its_clones(counter: Path, tmp_path: Path) -> None:
+    with VM(counter, mem="16M", timeout=LIMIT) as vm:
+        time.sleep(0.02)
+        vm.pause()
+        vm.snapshot(tmp_path / "s")
+        assert vm.state == "paused"
+        count, rip = vm.memory.read_u32(AT), vm.vcpus[0].get_regs().rip
+        vm.resume()
+        time.sleep(0.02)
+        assert vm.memory.read_u32(AT) > count > 0
+    with VM.restore(tmp_path / "s", paused=True) as one, VM.restore(tmp_path / "s", paused=True) as other:
+        for clone in (one, other):
+            assert (clone.memory.read_u32(AT), clone.vcpus[0].get_regs().rip) == (count, rip)
+        one.resume()
+        time.sleep(0.02)
+        one.pause()
+        assert one.memory.read_u32(AT) > count
+        assert other.memory.read_u32(AT) == count, "clones share what they write"
+
+
+def test_a_running_vm_goes_on_after_its_snapshot(counter: Path, tmp_path: Path) -> None:
+    with VM(counter, mem="16M", timeout=LIMIT) as vm:
+        vm.snapshot(tmp_path / "s")
+        before = vm.memory.read_u32(AT)
+        time.sleep(0.02)
+        assert vm.state == "running"
+        assert vm.memory.read_u32(AT) > before
+
+
+def test_memory_is_sparse_and_above_4_gib_too(counter: Path, tmp_path: Path) -> None:
+    high = 1 << 32
+    with VM(counter, mem="4G", timeout=LIMIT, paused=True) as vm:
+        vm.memory.write(high + 0x5000, b"far away")
+        vm.snapshot(tmp_path / "s")
+    (memory,) = (tmp_path / "s").glob("memory-*")
+    status = memory.stat()
+    assert status.st_size == 4 << 30
+    assert status.st_blocks * 512 < 1 << 20
+    assert status.st_mode & 0o777 == 0o444
+    with VM.restore(tmp_path / "s", paused=True) as clone:
+        assert clone.memory.read(high + 0x5000, 8) == b"far away"
+        clone.memory.discard(high, 0x10000)
+        assert clone.memory.read(high, 0x10000) == bytes(0x10000), "what was given back is there again"
+        clone.memory.write(high + 0x9000, b"anew")
+        clone.snapshot(tmp_path / "t")
+    with VM.restore(tmp_path / "t", paused=True) as clone:
+        assert clone.memory.read(high, 0xA000) == bytes(0x9000) + b"anew".ljust(0x1000, b"\0")
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "memfd"])
+def test_memory_of_each_backing_comes_back(backing: str, counter: Path, tmp_path: Path) -> None:
+    with VM(counter, mem="16M", timeout=LIMIT, paused=True, memory_backing=backing) as vm:
+        vm.memory.write(0x801000, b"x" * 5000)
+        vm.snapshot(tmp_path / "s")
+        expected = vm.memory.read(0, 16 << 20)
+    with VM.restore(tmp_path / "s", paused=True) as clone:
+        assert clone.memory.read(0, 16 << 20) == expected
+
+
+def test_it_never_overwrites_its_own_source(counter: Path, tmp_path: Path) -> None:
+    with VM(counter, mem="16M", timeout=LIMIT) as vm:
+        vm.snapshot(tmp_path / "s")
+    with VM.restore(tmp_path / "s", timeout=LIMIT) as clone:
+        with pytest.raises(UsageError, match="restored from it"):
+            clone.snapshot(tmp_path / "s")
+        assert clone.state == "running"
+        clone.snapshot(tmp_path / "t")
+    with VM.restore(tmp_path / "t", timeout=LIMIT) as clone:
+        assert clone.state == "running"
+
+
+def test_only_a_vm_that_runs_can_be_saved(tmp_path: Path) -> None:
+    path = tmp_path / "exit.bin"
+    path.write_bytes(guests.EXIT_5)
+    vm = VM(path, mem="1M", timeout=LIMIT)
+    with pytest.raises(UsageError, match="made"):
+        vm.snapshot(tmp_path / "s")
+    with vm:
+        vm.wait(LIMIT)
+        with pytest.raises(UsageError, match="ended"):
+            vm.snapshot(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+class Unknown:
+    """A device that says nothing of its state."""
+
+    def __init__(self) -> None:
+        self.name = "unknown"
+        self.lock = Lock()
+
+    def read(self, offset: int, size: int) -> int:
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        pass
+
+
+def test_a_device_of_ones_own_without_state_is_refused(counter: Path, tmp_path: Path) -> None:
+    with VM(counter, mem="16M", timeout=LIMIT, paused=True) as vm:
+        vm.machine.ports.attach(0x5000, 1, Unknown())
+        with pytest.raises(UsageError, match="'unknown' cannot be saved"):
+            vm.snapshot(tmp_path / "s")
+        assert not (tmp_path / "s").exists()
+
+
+def test_other_cpu_features_are_refused(counter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyvmm.kvm.system import Kvm
+
+    with VM(counter, mem="16M", timeout=LIMIT) as vm:
+        vm.snapshot(tmp_path / "s")
+    real = Kvm.supported_cpuid
+
+    def less(self: Kvm) -> object:
+        entries = real(self)
+        for entry in entries:
+            if entry.function == 1:
+                entry.edx &= ~1
+        return entries
+
+    monkeypatch.setattr(Kvm, "supported_cpuid", less)
+    with pytest.raises(LoadError, match="CPU features that this host does not have: fpu"):
+        VM.restore(tmp_path / "s", timeout=LIMIT).start()
+
+
+def test_a_kill_during_a_snapshot_leaves_the_old_one_whole(counter: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pyvmm import VM\n"
+        "with VM(sys.argv[1], mem='16M', timeout=30) as vm:\n"
+        "    while True:\n"
+        "        vm.snapshot(sys.argv[2]); print('done', flush=True)\n"
+    )
+    path = tmp_path / "s"
+    for delay in (0.0, 0.003, 0.01, 0.03):
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, counter, path],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": "."},
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"done\n"
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.wait(LIMIT)
+        child.stdout.close()
+        with VM.restore(path, timeout=LIMIT) as clone:
+            assert clone.state == "running"
+    with VM(counter, mem="16M", timeout=LIMIT) as vm:
+        vm.snapshot(path)
+    assert len(list(path.iterdir())) == 2, "left-overs stay"
+
+
+def test_a_full_disk_leaves_nothing(counter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with VM(counter, mem="16M", timeout=LIMIT) as vm:
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(PyvmmError, match="cannot be written: No space"):
+            vm.snapshot(tmp_path / "s")
+        assert vm.state == "running"
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.serial
+def test_a_clone_costs_milliseconds_and_what_it_writes(counter: Path, tmp_path: Path) -> None:
+    with VM(counter, mem="128M", timeout=LIMIT, paused=True) as vm:
+        vm.memory.fill(0x100000, 20 << 20, 7)
+        began = time.monotonic()
+        vm.snapshot(tmp_path / "s")
+        assert time.monotonic() - began < 2
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        with VM.restore(tmp_path / "s", paused=True) as clone:
+            times.append(time.monotonic() - began)
+            assert clone.memory.read_u8(0x100000) == 7
+    assert min(times) < 0.1
