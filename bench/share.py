@@ -232,9 +232,9 @@ def main(arguments: list[str]) -> int:
         prog="python -m bench share", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=200, help="operations a measurement (default %(default)s)")
+    parser.add_argument("--count", type=int, default=100, help="operations a measurement (default %(default)s)")
     parser.add_argument("--entries", type=int, default=1000, help="files that are listed (default %(default)s)")
-    parser.add_argument("--mib", type=int, default=16, help="size of the file that is streamed (default %(default)s)")
+    parser.add_argument("--mib", type=int, default=8, help="size of the file that is streamed (default %(default)s)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where the share lies (default: the temporary one)")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", metavar="DIR")
     options = parser.parse_args(arguments)

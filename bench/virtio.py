@@ -211,16 +211,24 @@ def has_io_uring(program: str) -> bool:
 def data_plane_cpu(pid: int) -> float:
     """Seconds of CPU time of all threads of a VMM that has one vCPU, without that of the vCPU's thread."""
     whole = time.clock_gettime((~pid << 3) | 2)  # the process's CPU clock, as clock_getcpuclockid(3) makes it
-    vcpu, most = 0.0, -1
+    stats = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
         try:
-            fields = (thread / "stat").read_text().rpartition(")")[2].split()  # proc(5); fields from the third on
+            stats.append((thread / "stat").read_text())
         except OSError:
             continue  # it has ended meanwhile
-        in_guest = int(fields[40])
-        if in_guest > most:
-            most, vcpu = in_guest, (int(fields[11]) + int(fields[12])) / TICK
-    return whole - vcpu
+    return whole - vcpu_cpu(stats)
+
+
+def vcpu_cpu(stats: list[str]) -> float:
+    """Seconds of CPU time of the vCPU's thread, from the `stat` files (proc(5)) of all threads of a VMM that has one.
+
+    It is the thread that has been in the guest longest. Where KVM emulates the guest's kernel that counts as no time in
+    the guest, and until there is some it is the thread that has run longest.
+    """
+    found = [stat.rpartition(")")[2].split() for stat in stats]  # fields from the third on
+    _, spent = max((int(fields[40]), int(fields[11]) + int(fields[12])) for fields in found)
+    return spent / TICK
 
 
 def measure(setting: Setting, contender: Contender, tests: list[str], milliseconds: int) -> list[Result]:

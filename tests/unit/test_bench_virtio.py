@@ -40,6 +40,19 @@ def test_cpu_time_is_never_less_than_none() -> None:
     assert Result(f"end 10 {KHZ} 0 0 0", KHZ, cpu=-0.01).cpu == 0  # the vCPU's share comes in steps of 10 ms
 
 
+def stat(user: int, system: int, in_guest: int) -> str:
+    """A thread's line of proc(5), with so many ticks."""
+    fields = ["0"] * 50
+    fields[11], fields[12], fields[40] = str(user), str(system), str(in_guest)
+    return f"7 (CPU 0/KVM (1)) {' '.join(fields)}\n"
+
+
+def test_the_vcpu_is_the_thread_that_has_been_in_the_guest_or_else_the_busiest() -> None:
+    main = stat(400, 100, 0)
+    assert virtio.vcpu_cpu([main, stat(2, 8, 1), stat(3, 3, 0)]) == pytest.approx(10 / virtio.TICK)
+    assert virtio.vcpu_cpu([stat(1, 1, 0), main, stat(3, 3, 0)]) == pytest.approx(500 / virtio.TICK)
+
+
 @pytest.mark.parametrize("line", ["end", "end 1 2 3 4", "end 1 2 3 4 five", "end 1 2 3 4 5 6"])
 def test_a_line_that_is_not_the_guests_ends_the_benchmark(line: str) -> None:
     with pytest.raises(SystemExit, match="five numbers"):
