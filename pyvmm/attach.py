@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pyvmm.virtio.transport import Transport
     from pyvmm.wiring import Wiring
 
+STREAM_INPUT = 64 << 10
+"""Bytes that wait for the guest at a port whose other end is this process: there may be much, and at once."""
 DRAIN_WAIT = 1.0
 """Seconds without progress after which output of a port that nobody reads is given up."""
 
@@ -99,11 +101,11 @@ class VirtioDevices:
 
     def _make_ports(self) -> list[Port]:
         from pyvmm.backends.ports import PortStream, connect, make_port_backend
-        from pyvmm.virtio.port import Port
+        from pyvmm.virtio.port import INPUT_LIMIT, Port
 
         ports = [Port()]  # the console
         for wanted in self._config.ports:
-            port = Port(wanted.name)
+            port = Port(wanted.name, limit=INPUT_LIMIT if wanted.where is not None else STREAM_INPUT)
             backend: PortBackend = PortStream()
             if wanted.where is not None:
                 backend = make_port_backend(wanted.where, wanted.name, say=self._tell)

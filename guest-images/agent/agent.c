@@ -44,7 +44,7 @@ size_t port_room(const struct port *port)
 
 void port_put(struct port *port, const void *data, size_t length)
 {
-	if (length > port_room(port))
+	if (!length || length > port_room(port))
 		return;
 	if (port->out_at + port->out_length + length > port->out_size) {
 		memmove(port->out, port->out + port->out_at, port->out_length);

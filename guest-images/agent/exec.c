@@ -236,10 +236,12 @@ void exec_watch(void)
 
 void exec_serve(void)
 {
-	if (ready(port.watched) && in_length < sizeof in) {
+	/* All that has come, a page at a time: the command then wakes up once for it. */
+	while (ready(port.watched) && in_length < sizeof in) {
 		ssize_t got = read(port.fd, in + in_length, sizeof in - in_length);
-		if (got > 0)
-			in_length += got;
+		if (got <= 0)
+			break;
+		in_length += got;
 	}
 	obey_all();
 	for (struct process *process = processes; process < processes + PROCESSES; process++) {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyvmm.vm import VM
 
 HELP = "boot a kernel in a virtual machine"
-USAGE_HINT = "usage: pyvmm run [options] [KERNEL] (pyvmm run --help lists the options)"
+USAGE_HINT = "usage: pyvmm run [options] [KERNEL] [-- CMD...] (pyvmm run --help lists the options)"
 DEFAULT_IMAGE = "tiny"
 """The Linux image of `pyvmm.images` that is booted when no KERNEL is named."""
 SLICE = 0.25
@@ -80,7 +80,11 @@ def main(argv: list[str]) -> int:
 
             print(version())
             return 0
-        return Run(arguments, signals).main()
+        if arguments.command is None:
+            return Run(arguments, signals).main()
+        from pyvmm.cli.command import CommandRun
+
+        return CommandRun(arguments, signals).main()
     except UsageError as error:
         log.error(f"error: {error}")
         log.error(USAGE_HINT)
@@ -91,26 +95,16 @@ class Run:
     """One run of one VM, from its arguments to its exit status. Raises UsageError for what cannot be meant."""
 
     def __init__(self, arguments: Arguments, signals: Signals) -> None:
-        from pyvmm.backends.console import make_console
-        from pyvmm.backends.terminal import parse_escape
-
         values: dict[str, Any] = arguments.values
         if "log" in values:
             log.level = LEVELS.index(values["log"])
-        if arguments.command is not None:
-            raise UsageError("running a command in the guest (-- CMD) is not supported yet")
+        self.values = values
         self.signals = signals
         self.config = make_config(arguments)
         kind, _, path = values.get("console", "stdio").partition(":")
         if kind == "file":
             ending.refuse_input("--console", path, self.config)
-        self.console = make_console(
-            values.get("console", "stdio"),
-            escape=parse_escape(values.get("escape", "^A")),
-            quit=self._quit,
-            state=self._state,
-            say=log.say,
-        )
+        self.console = self._make_console(values)
         self.dry = "dry-run" in values
         self.stats = "stats" in values
         if "report" in values:
@@ -118,6 +112,18 @@ class Run:
         self.report = ending.ReportFile(values["report"]) if "report" in values else None
         self.vm: VM | None = None
         self._began = time.monotonic()
+
+    def _make_console(self, values: dict[str, Any]) -> Any:
+        from pyvmm.backends.console import make_console
+        from pyvmm.backends.terminal import parse_escape
+
+        return make_console(
+            values.get("console", "stdio"),
+            escape=parse_escape(values.get("escape", "^A")),
+            quit=self._quit,
+            state=self._state,
+            say=log.say,
+        )
 
     def main(self) -> int:
         """Run, tell the user how it ended, write the report; returns the exit status."""
@@ -163,7 +169,7 @@ class Run:
             self.signals.on_end(lambda number: vm.stop(self._signalled()))
             log.info(f"running {self.config.kernel}")
             try:
-                outcome = vm.wait()
+                outcome = self._await(vm)
             except VcpuStuckError as error:
                 outcome = self._stuck(error)
                 stuck = str(error)
@@ -178,6 +184,10 @@ class Run:
             self._leave(outcome)
         vm.close()
         return outcome
+
+    def _await(self, vm: VM) -> Outcome:
+        """How the run ended, when it has."""
+        return vm.wait()
 
     def _listen(self, vm: VM) -> ControlServer | None:
         """Let other programs talk to the VM. If that cannot be, it is an error where the user has given it a name."""
@@ -327,6 +337,14 @@ def make_config(arguments: Arguments) -> VmConfig:
         from pyvmm.hardware import Balloon
 
         settings["balloon"] = Balloon() if values["balloon"] is True else values["balloon"]
+    if arguments.command is not None:
+        from pyvmm.cli.command import settle
+
+        settle(settings, arguments)
+    else:
+        for option in ("env", "user", "verbose"):
+            if option in values:
+                raise UsageError(f"--{option} goes with a command in the guest (-- CMD)")
     if not arguments.positional:
         kernel, initrd = _default_image()
         settings.setdefault("initrd", initrd)

@@ -55,6 +55,9 @@ class Signals:
         """What must be put back even when there is no time; may not block."""
         self.on_resume: Callable[[], None] = _nothing
         """Called when the process goes on after a stop (SIGCONT)."""
+        self.forward: Callable[[int], bool] | None = None
+        """Asked with each signal's number first, and again each time: true is that it is not for us. May not block."""
+        self._on_size: Callable[[], None] = _nothing
         self._end: Callable[[int], None] | None = None
         self._since = 0.0
         self._lock = threading.Lock()
@@ -79,15 +82,25 @@ class Signals:
         if number:
             end(number)
 
+    def watch_size(self, changed: Callable[[], None]) -> None:
+        """Have `changed()` called when the terminal's size has changed. For the main thread."""
+        self._on_size = changed
+        _signal.signal(_signal.SIGWINCH, _noted)
+
     def _watch(self) -> None:
         while True:
             for number in os.read(self._pipe, 64):
                 if number == _signal.SIGCONT:
                     self.on_resume()
+                elif number == _signal.SIGWINCH:
+                    self._on_size()
                 elif number in ENDING:
                     self._arrived(number)
 
     def _arrived(self, number: int) -> None:
+        forward = self.forward
+        if forward is not None and forward(number):
+            return
         now = time.monotonic()
         with self._lock:
             first, end = not self.received, self._end

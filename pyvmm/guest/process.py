@@ -79,7 +79,9 @@ class _Writer(io.RawIOBase):
         size = len(rest)
         while len(rest):
             with process._changed:
-                process._changed.wait_for(lambda: self.credit or self.refused or process.returncode is not None)
+                process._changed.wait_for(
+                    lambda: self.credit or self.refused or process._gone or process.returncode is not None
+                )
                 if process._gone:
                     raise PyvmmError(process._gone)
                 if self.refused or process.returncode is not None or self.closed:
@@ -93,7 +95,7 @@ class _Writer(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            if self._process.returncode is None and not self.refused:
+            if self._process.returncode is None and not self.refused and not self._process._gone:
                 self._process._send(frames.DATA, b"", STDIN)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 
 from pyvmm.errors import ImageError, UsageError
-from pyvmm.images import build, cache, linux, store
+from pyvmm.images import agent, build, cache, linux, store
 from pyvmm.images.recipe import ELF, Expect, Recipe, Run, parse
 
 TYPE_CHECKING = False
@@ -122,6 +122,7 @@ def image_recipe(name: str) -> LinuxRecipe:
     sources: dict[str, bytes] = {}
     for other in names:  # one may take its initramfs from another
         _collect(_root().joinpath(other), other, sources)
+    _collect(_root().joinpath(agent.FOLDER), agent.FOLDER, sources)
     return linux.parse(name, sources)
 
 

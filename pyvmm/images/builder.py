@@ -9,7 +9,7 @@ import os
 import shutil
 
 from pyvmm.errors import ImageError
-from pyvmm.images import host, initramfs, kernel, packaged, source, store
+from pyvmm.images import agent, host, initramfs, kernel, packaged, source, store
 from pyvmm.images.linux import SourceKernel
 
 TYPE_CHECKING = False
@@ -38,7 +38,8 @@ def made_from(recipe: LinuxRecipe, inputs: Inputs) -> tuple[str, ...]:
     else:
         host.require(host.APT, f"the image {recipe.name}")
         parts = (packaged.identity(recipe.kernel),)
-    return (*parts, initramfs.busybox_identity(recipe, inputs.busybox))
+    program = (agent.identity(),) if recipe.agent else ()
+    return (*parts, *program, initramfs.busybox_identity(recipe, inputs.busybox))
 
 
 def key(recipe: LinuxRecipe, parts: tuple[str, ...]) -> str:
@@ -64,13 +65,15 @@ def build(recipe: LinuxRecipe, inputs: Inputs, jobs: int, report: Report) -> Ima
 def _build_locked(
     recipe: LinuxRecipe, inputs: Inputs, wanted: str, parts: tuple[str, ...], jobs: int, report: Report
 ) -> Image:
-    digits = host.digest((*recipe.kernel.parts(), *parts[:-1]))[: store.DIGITS]  # the same whichever busybox it is
+    kernel_parts = parts[: -2 if recipe.agent else -1]  # the same whichever busybox and agent are beside it
+    digits = host.digest((*recipe.kernel.parts(), *kernel_parts))[: store.DIGITS]
     work = os.path.join(store.folder_of(recipe.name), f"{store.WORK}{digits}")
     finished = os.path.join(store.folder_of(recipe.name), f"kernel-{digits}")
     if not os.path.isdir(finished):
         _require_space(recipe, work)
     os.makedirs(work, exist_ok=True)
     busybox = initramfs.busybox(recipe, inputs.busybox, work, report)
+    program = agent.build(recipe.agent_sources, os.path.join(work, "agent")) if recipe.agent else b""
     modules: list[tuple[str, bytes]] = []
     files: dict[str, str | bytes] = {}
     if isinstance(recipe.kernel, SourceKernel):
@@ -81,7 +84,7 @@ def _build_locked(
         unpacked = packaged.fetch(recipe.kernel, work, report)
         files.update(packaged.files(unpacked))
         modules = packaged.load_order(unpacked, recipe.kernel.modules)
-    files["initrd.cpio"] = initramfs.make(recipe, busybox, modules)
+    files["initrd.cpio"] = initramfs.make(recipe, busybox, modules, program)
     image = store.publish(recipe.name, wanted, recipe.digest(), parts, files)
     report("cleaning up", 0, 0)
     for left in os.listdir(store.folder_of(recipe.name)):  # of this build, and of earlier ones that nobody finished

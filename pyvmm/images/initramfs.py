@@ -1,4 +1,4 @@
-"""Makes the initramfs of a Linux image: busybox, the recipe's files, and modules where the kernel has any.
+"""Makes the initramfs of a Linux image: busybox, our agent, the recipe's files, and modules where the kernel has any.
 
 Imports errors and its own package.
 """
@@ -26,8 +26,8 @@ E_TYPE, E_MACHINE, E_PHOFF, E_PHNUM, PHENTSIZE = 16, 18, 32, 56, 56
 EM_X86_64, PT_INTERP = 62, 3
 
 
-def make(recipe: LinuxRecipe, busybox: bytes, modules: list[tuple[str, bytes]]) -> bytes:
-    """The archive. `modules` are paths and contents in the order in which they can be loaded."""
+def make(recipe: LinuxRecipe, busybox: bytes, modules: list[tuple[str, bytes]], agent: bytes = b"") -> bytes:
+    """The archive. `modules` are paths and contents in the order in which they can be loaded, `agent` a program."""
     archive = Archive()
     folders = dict.fromkeys(recipe.folders)
     for path, _ in modules:
@@ -36,6 +36,8 @@ def make(recipe: LinuxRecipe, busybox: bytes, modules: list[tuple[str, bytes]]) 
         archive.folder(folder, 0o1777 if folder == "tmp" else 0o755)
     archive.character_device("dev/console", 0o600, *CONSOLE)
     archive.file("bin/busybox", busybox, 0o755)
+    if recipe.agent:
+        archive.file(recipe.agent, agent, 0o755)
     for path, content in sorted(recipe.files.items()):
         archive.file(path, content, 0o755 if content.startswith(b"#!") else 0o644)
     for path, target in sorted(recipe.symlinks.items()):

@@ -6,7 +6,7 @@ Imports errors and its own package. docs/images.md describes the file; every Ima
 from __future__ import annotations
 
 from pyvmm.errors import ImageError
-from pyvmm.images import host
+from pyvmm.images import agent, host
 from pyvmm.images.table import Table, read
 
 TYPE_CHECKING = False
@@ -63,10 +63,11 @@ class LinuxRecipe:
     """A recipe.toml.
 
     `files` maps paths in the initramfs to their content, `folders` and `symlinks` (path and target) are there beside
-    them; `busybox` is the Debian package that bin/busybox comes from.
+    them; `busybox` is the Debian package that bin/busybox comes from. `agent` is where the guest's agent is in the
+    initramfs, "" where it has none, and `agent_sources` what it is compiled from.
     """
 
-    __slots__ = ("busybox", "files", "folders", "kernel", "name", "summary", "symlinks")
+    __slots__ = ("agent", "agent_sources", "busybox", "files", "folders", "kernel", "name", "summary", "symlinks")
 
     def __init__(
         self,
@@ -77,6 +78,8 @@ class LinuxRecipe:
         files: Mapping[str, bytes],
         folders: tuple[str, ...],
         symlinks: Mapping[str, str],
+        agent: str = "",
+        agent_sources: Mapping[str, bytes] | None = None,
     ) -> None:
         self.name = name
         self.summary = summary
@@ -85,13 +88,17 @@ class LinuxRecipe:
         self.files = files
         self.folders = folders
         self.symlinks = symlinks
+        self.agent = agent
+        self.agent_sources = agent_sources or {}
 
     def digest(self) -> str:
         """Names all of the recipe that the image depends on; what its tools and sources are is not in it."""
         files = [part for path in sorted(self.files) for part in (path, self.files[path])]
         links = [part for path in sorted(self.symlinks) for part in (path, self.symlinks[path])]
         own = (f"method {METHOD}", self.busybox, *self.folders, *links, *files)
-        return host.digest((*own, *self.kernel.parts()))
+        program = [part for name in sorted(self.agent_sources) for part in (name, self.agent_sources[name])]
+        built = (self.agent, *agent.OPTIONS, *program) if self.agent else ()
+        return host.digest((*own, *built, *self.kernel.parts()))
 
 
 def parse(name: str, sources: Mapping[str, bytes]) -> LinuxRecipe:
@@ -113,10 +120,16 @@ def parse(name: str, sources: Mapping[str, bytes]) -> LinuxRecipe:
     busybox = initramfs.take("busybox", str)
     folders = initramfs.take_strings("folders")
     symlinks = initramfs.take("symlinks", dict)
+    program = initramfs.take("agent", str, "")
     initramfs.end()
     if "init" not in files:
         raise ImageError(f"{place}: [initramfs]: there is no file {prefix}init")
-    return LinuxRecipe(name, summary, kernel, busybox, files, folders, symlinks)
+    parts = {
+        path.removeprefix(f"{agent.FOLDER}/"): content
+        for path, content in sources.items()
+        if program and path.startswith(f"{agent.FOLDER}/") and path.endswith((".c", ".h"))
+    }
+    return LinuxRecipe(name, summary, kernel, busybox, files, folders, symlinks, program, parts)
 
 
 def _source_kernel(name: str, table: Table, sources: Mapping[str, bytes]) -> SourceKernel:

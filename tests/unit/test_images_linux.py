@@ -11,7 +11,7 @@ import pytest
 
 from pyvmm import images
 from pyvmm.errors import ImageError, UsageError
-from pyvmm.images import initramfs
+from pyvmm.images import agent, initramfs
 from pyvmm.images.linux import PackagedKernel, SourceKernel, parse
 
 ROOT = Path(__file__).parents[2]
@@ -180,3 +180,31 @@ def test_a_busybox_of_the_users(tmp_path: Path) -> None:
         initramfs.busybox(recipe, given, str(tmp_path), silent)
     with pytest.raises(ImageError, match="/nowhere: No such file"):
         initramfs.busybox(recipe, "/nowhere", str(tmp_path), silent)
+
+
+AGENT = {**SOURCES, "hi/recipe.toml": RECIPE.replace("folders", 'agent = "bin/agent"\nfolders').encode()}
+
+
+def test_an_agent_is_part_of_the_image_and_of_its_key_but_not_of_the_kernels() -> None:
+    sources = {**AGENT, "agent/a.c": b"int a;", "agent/a.h": b"", "agent/README.md": b"x"}
+    recipe = parse("hi", sources)
+    assert (recipe.agent, sorted(recipe.agent_sources)) == ("bin/agent", ["a.c", "a.h"])
+    changed = parse("hi", {**sources, "agent/a.c": b"int b;"})
+    assert len({parse("hi", SOURCES).digest(), recipe.digest(), changed.digest()}) == 3
+    assert recipe.digest() == parse("hi", {**sources, "agent/README.md": b"y"}).digest()
+    assert recipe.kernel.parts() == changed.kernel.parts() == parse("hi", SOURCES).kernel.parts()
+    tiny = initramfs.make(images.image_recipe("tiny"), b"busybox", [], b"THE AGENT")
+    at = tiny.index(b"bin/pyvmm-agent\0")
+    assert tiny[at - 96 : at - 88] == b"000081ed"  # a regular file, 0755
+    assert b"THE AGENT" in tiny[at : at + 40]
+
+
+@pytest.mark.needs("gcc")
+def test_the_agent_comes_out_the_same_wherever_it_is_built_and_is_small(tmp_path: Path) -> None:
+    sources = images.image_recipe("tiny").agent_sources
+    first, second = (agent.build(sources, str(tmp_path / name)) for name in ("a", "b"))
+    assert first == second
+    assert len(first) < 40_000
+    assert b"/lib64/ld-linux" not in first
+    with pytest.raises(ImageError, match="building the guest's agent: gcc: a.c"):
+        agent.build({"a.c": b"int main(void) { return nothing; }"}, str(tmp_path / "c"))

@@ -121,7 +121,7 @@ def make_package(home: Path, name: str, files: dict[str, bytes]) -> None:
     shutil.rmtree(root)
 
 
-@pytest.mark.needs("dpkg-deb")
+@pytest.mark.needs("dpkg-deb", "gcc")
 def test_debians_image(apt: Path) -> None:
     version = "6.1.0-9-cloud-amd64"
     recipe = images.image_recipe("debian")
@@ -141,7 +141,10 @@ def test_debians_image(apt: Path) -> None:
     assert image.modules is not None
     assert Path(image.modules, version, "kernel/ext4.ko").read_bytes() == module("")
     assert f"/lib/modules/{version}/kernel/ext4.ko\n".encode() in Path(image.initrd).read_bytes()
-    assert image.manifest.made_from == (f"linux-image-{version} 2:1.5", "busybox-static 2:1.5")
+    assert b"bin/pyvmm-agent\0" in Path(image.initrd).read_bytes()
+    package, agent, busybox = image.manifest.made_from
+    assert (package, busybox) == (f"linux-image-{version} 2:1.5", "busybox-static 2:1.5")
+    assert agent.startswith("agent by gcc ")
     assert sorted(path.name for path in Path(image.folder).parent.iterdir() if path.is_dir()) == [image.folder[-16:]]
 
 

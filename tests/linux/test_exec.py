@@ -1,0 +1,101 @@
+"""Commands in the tiny Linux by its agent: the API in one boot, `pyvmm run -- CMD` in one more."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+
+import pytest
+
+from pyvmm import VM
+from pyvmm.errors import GuestAgentError, TimeLimitError
+from tests.support.cli import pyvmm
+from tests.support.linux import LIMIT, image, release
+from tests.support.session import Session
+
+pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.timeout(3 * LIMIT)]
+
+LONG = 3600
+"""Seconds for 100 MiB where ring 0 is emulated."""
+
+
+@pytest.fixture(scope="module")
+def vm():
+    with VM(image("kernel"), initrd=image("initrd"), agent=True, append="quiet pyvmm.agent", timeout=3 * LONG) as vm:
+        vm.guest.wait_ready(LIMIT)
+        yield vm
+
+
+def test_commands_run_and_say_how_they_ended(vm):
+    assert vm.guest.own
+    done = vm.exec(["uname", "-r"], timeout=LIMIT)
+    assert (done.returncode, done.text, done.stderr) == (0, release() + "\n", b"")
+    assert vm.exec(["sh", "-c", "echo $A; echo err >&2; exit 7"], env={"A": "b"}, timeout=LIMIT).returncode == 7
+    data = random.Random(1).randbytes(10_000)
+    summed = vm.exec(["sha256sum"], input=data, timeout=LIMIT)
+    assert summed.text.split()[0] == hashlib.sha256(data).hexdigest()
+    with pytest.raises(GuestAgentError, match="No such file or directory"):
+        vm.exec(["/bin/nothing"])
+    with pytest.raises(TimeLimitError):
+        vm.exec(["sleep", "1000"], timeout=0.5)
+
+
+def test_an_interrupt_reaches_the_command(vm):
+    with vm.popen(["sh", "-c", "echo go; sleep 1000"]) as process:
+        assert process.stdout.readline() == b"go\n"
+        process.send_signal(2)
+        assert process.wait(LIMIT) == -2
+
+
+def test_a_terminal_passes_control_c_and_its_size(vm):
+    with vm.popen(["sh", "-c", "stty size; sleep 1000"], terminal=(33, 101)) as process:
+        assert process.stdout.readline() == b"33 101\r\n"
+        process.stdin.write(b"\x03")
+        assert process.wait(LIMIT) == -2
+
+
+def test_files_and_the_clock(vm, tmp_path):
+    data = random.Random(2).randbytes(100_001)
+    local, back = tmp_path / "local", tmp_path / "back"
+    local.write_bytes(data)
+    vm.push(local, "/tmp/there", timeout=LIMIT)
+    vm.pull("/tmp/there", back, timeout=LIMIT)
+    assert back.read_bytes() == data
+    vm.agent.set_time(1_000_000_000_000_000_000)
+    assert vm.exec(["date", "-u", "+%Y-%m-%d"], timeout=LIMIT).text == "2001-09-09\n"
+    vm.agent.set_time()
+    assert abs(vm.agent.get_time() - time.time_ns()) < 60e9
+    assert [each["name"] for each in vm.agent.network_interfaces()] == ["lo"]
+
+
+@pytest.mark.parametrize("mib", [8, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(LONG + 60)])])
+def test_megabytes_pass_from_standard_input_to_output_unchanged(vm, mib):
+    data = random.Random(mib).randbytes(mib << 20)
+    assert vm.exec(["cat"], input=data, timeout=LONG).stdout == data
+
+
+def test_the_agent_powers_it_off(vm):
+    vm.agent.shutdown()
+    assert vm.wait(LIMIT).reason == "power-off"
+
+
+def test_a_command_of_pyvmm_run_has_this_processs_streams_and_status(tmp_path):
+    line = "uname -r; sha256sum; echo err >&2; exit 7"
+    given = tmp_path / "given"
+    given.write_bytes(b"data\n")
+    with given.open() as file:
+        done = pyvmm("run", "--timeout", LIMIT, "--", "sh", "-c", line, stdin=file, timeout=LIMIT + 30)
+    summed = hashlib.sha256(b"data\n").hexdigest()
+    assert done.stdout.decode() == f"{release()}\n{summed}  -\n"
+    assert (done.stderr, done.returncode) == (b"err\n", 7)
+
+
+def test_control_c_on_a_terminal_is_the_commands():
+    line = "trap 'echo caught; exit 5' INT; tty; while :; do :; done"
+    session = Session("--timeout", LIMIT, "--", "sh", "-c", line, limit=LIMIT)
+    session.see(b"/dev/pts/0\r\n")
+    session.type(b"\x03")
+    session.see(b"caught\r\n")
+    assert session.end() == 5
+    session.close()
