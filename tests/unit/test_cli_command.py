@@ -1,0 +1,164 @@
+"""`pyvmm run -- CMD` around a guest that is pyvmm-agent on this host: streams, status, signals, the VM's end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from pyvmm.cli import command as module
+from pyvmm.cli.command import CommandRun, variables
+from pyvmm.cli.options import parse
+from pyvmm.cli.run import make_config
+from pyvmm.cli.runoptions import RUN
+from pyvmm.errors import PyvmmError, UsageError
+from pyvmm.guest.session import Guest
+from tests.support.agent import HostAgent, remove
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cleaned():
+    yield
+    remove()
+
+
+class FakeVm:
+    """A VM whose guest is the agent on this host."""
+
+    def __init__(self, guest, disks=()):
+        self.guest = guest
+        self.config = SimpleNamespace(disks=disks, shares=())
+        self.exit = None
+        self.agent = SimpleNamespace(shutdown=self.power_off)
+        self.powered_off = False
+
+    def power_off(self):
+        self.powered_off = True
+
+    def stop(self, outcome):
+        self.exit = self.exit or outcome
+
+    def wait(self, timeout=None):
+        return self.exit
+
+
+class Around:
+    """A CommandRun between pipes: `given` is its standard input."""
+
+    def __init__(self, monkeypatch, words, given=b"", **settings):
+        self.agent = HostAgent()
+        self.vm = FakeVm(Guest(self.agent.agent, self.agent.exec), **settings)
+        self.run = run = CommandRun.__new__(CommandRun)
+        run.command, run.env, run.user, run.values = words, {"A": "b"}, "", {}
+        run._terminal = run._process = None
+        run._asked, run._asked_at = 0, 0.0
+        run.signals = SimpleNamespace(forward=None)
+        self.fds = []
+        for name in ("STDIN", "STDOUT", "STDERR"):
+            ends = os.pipe()
+            self.fds.append(list(ends))
+            monkeypatch.setattr(module, name, ends[0 if name == "STDIN" else 1])
+        os.write(self.fds[0][1], given)
+        os.close(self.fds[0].pop())
+
+    def end(self):
+        """How it ended, and what the command wrote."""
+        outcome = self.run._await(self.vm)
+        written = []
+        for pair in self.fds[1:]:
+            os.close(pair.pop())
+            written.append(b"".join(iter(lambda pair=pair: os.read(pair[0], 1 << 16), b"")) if pair else b"")
+        for pair in self.fds:
+            for fd in pair:
+                os.close(fd)
+        self.agent.close()
+        return outcome.reason, outcome.status, *written
+
+
+@pytest.mark.needs("gcc")
+def test_streams_status_and_variables_pass(monkeypatch):
+    around = Around(monkeypatch, ["sh", "-c", "cat; echo $A; echo err >&2; exit 7"], b"data\n")
+    assert around.end() == ("command", 7, b"data\nb\n", b"err\n")
+    assert not around.vm.powered_off
+
+
+@pytest.mark.needs("gcc")
+def test_a_guest_with_disks_is_powered_off_in_order(monkeypatch):
+    around = Around(monkeypatch, ["true"], disks=("a disk",))
+    assert around.end() == ("command", 0, b"", b"")
+    assert around.vm.powered_off
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize(("words", "status"), [(["/no/such"], 127), (["/"], 126), (["sh", "-c", "kill -9 $$"], 137)])
+def test_a_status_is_what_a_shell_would_have(monkeypatch, capfd, words, status):
+    assert Around(monkeypatch, words).end()[:2] == ("command", status)
+    assert ("No such file" in capfd.readouterr().err) == (status == 127)
+
+
+@pytest.mark.needs("gcc")
+def test_output_that_nobody_reads_is_the_commands_broken_pipe(monkeypatch):
+    around = Around(monkeypatch, ["sh", "-c", "while :; do echo y; done"])
+    os.close(around.fds[1][0])
+    outcome = around.run._await(around.vm)
+    assert (outcome.reason, outcome.status) == ("command", 141)
+    around.agent.close()
+
+
+@pytest.mark.needs("gcc")
+def test_a_program_left_behind_with_the_output_does_not_keep_it(monkeypatch):
+    monkeypatch.setattr(module, "QUIET_TAIL", 0.1)
+    began = time.monotonic()
+    assert Around(monkeypatch, ["sh", "-c", "echo hi; sleep 100 &"]).end() == ("command", 0, b"hi\n", b"")
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.needs("gcc")
+def test_signals_are_the_commands_until_it_has_ignored_three(monkeypatch):
+    monkeypatch.setattr(module, "SAME", 0.0)
+    around = Around(monkeypatch, ["sh", "-c", "trap '' INT; echo go; while :; do sleep 0.05; done"])
+    found = []
+    thread = threading.Thread(target=lambda: found.append(around.end()))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while around.run.signals.forward is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [around.run.signals.forward(2) for _ in range(4)] == [True, True, True, False]
+    assert around.run.signals.forward(2) is False
+    around.run._process.kill()
+    thread.join(20)
+    assert found[0][:2] == ("command", 137)
+
+
+@pytest.mark.needs("gcc")
+def test_the_vms_end_is_its_own(monkeypatch):
+    around = Around(monkeypatch, ["sleep", "100"])
+    around.vm.exit = SimpleNamespace(reason="panic", status=122)
+
+    def fail(process):
+        raise PyvmmError("the VM ended")
+
+    around.run._through = fail
+    assert around.end()[:2] == ("panic", 122)
+
+
+def test_what_a_command_makes_of_the_settings(tmp_path):
+    kernel = tmp_path / "kernel"
+    arguments = ["-i", "initrd", "-a", "x", str(kernel), "--", "ls", "--mem", "-v"]
+    config = make_config(parse(RUN, arguments))
+    assert (config.agent, config.append, config.stuck_at_boot) == (True, "quiet pyvmm.agent x", None)
+    assert make_config(parse(RUN, ["-v", *arguments])).append == "pyvmm.agent x"
+    with pytest.raises(UsageError, match="no command after --"):
+        make_config(parse(RUN, [str(kernel), "--"]))
+
+
+def test_variables_are_given_or_taken_from_here(monkeypatch):
+    monkeypatch.setenv("HERE", "x=y")
+    assert variables(["A=b=c", "HERE", "E="]) == {"A": "b=c", "HERE": "x=y", "E": ""}
+    monkeypatch.delenv("HERE")
+    with pytest.raises(UsageError, match="HERE has no value here"):
+        variables(["HERE"])
