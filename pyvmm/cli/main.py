@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         def main(self, argv: list[str]) -> int: ...
 
 
-VERBS = ("run", "doctor", "image", "balloon", "net", "disk")
+RUNNING = ("ps", "stop", "kill", "pause", "resume", "inspect", "stat", "logs", "attach")
+"""Those of `pyvmm.cli.running`."""
+VERBS = ("run", "doctor", "image", *RUNNING, "balloon", "net", "disk")
 STATUS_SIGINT = 128 + 2
 STATUS_SIGPIPE = 128 + 13
 
@@ -87,6 +89,10 @@ def _load(verb: str) -> Verb:
         from pyvmm.cli import run
 
         return run
+    if verb in RUNNING:
+        from pyvmm.cli import running
+
+        return running.RUNNING[verb]
     from importlib import import_module
 
     module: Verb = import_module(f"pyvmm.cli.{verb}")

@@ -38,7 +38,8 @@ SLICE = 0.25
 GRACE = 1.0
 """Seconds without progress after which output that nobody reads is given up, where the run has been cut short."""
 STATUS_SIGPIPE = 128 + 13
-CUT_SHORT = ("time-limit", "signal", "quit")
+CUT_SHORT = ("time-limit", "signal", "quit", "killed")
+AT_ONCE = ("quit", "killed")
 TOLD = ("crash", "panic", "stuck", "time-limit", "error", "oops", "warn")
 """Outcomes of which the user is told at every log level."""
 STUCK_AT_BOOT = 30.0
@@ -245,7 +246,7 @@ class Run:
         cut short only as long as the reader still reads.
         """
         limit = self.config.timeout and self._began + self.config.timeout
-        while outcome.reason != "quit" and not self.signals.received and not (limit and time.monotonic() > limit):
+        while outcome.reason not in AT_ONCE and not self.signals.received and not (limit and time.monotonic() > limit):
             if self.console.drain(SLICE):
                 return
         if not self.console.drain(GRACE):

@@ -85,6 +85,26 @@ class Client:
             raise UsageError(str(answer["error"]))
         raise BackendError(str(answer["error"]))
 
+    def await_end(self, timeout: float) -> bool:
+        """Wait until the VM hangs up, which it does when it has ended; False after `timeout` seconds."""
+        patience = self._connection.gettimeout()
+        self._connection.settimeout(max(timeout, 0.001))
+        try:
+            while self._connection.recv(4096):
+                pass
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            pass
+        finally:
+            self._connection.settimeout(patience)
+        return True
+
+    def attach(self) -> tuple[_socket.socket, bytes]:
+        """Have this connection be the console's from now on; returns its socket, and output that has come already."""
+        self.ask("attach")
+        return self._connection, self._lines.rest()
+
     def close(self) -> None:
         """Hang up; a second call does nothing."""
         self._connection.close()

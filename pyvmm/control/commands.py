@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
     from pyvmm.control.server import ControlServer
     from pyvmm.virtio.balloon import VirtioBalloon
+    from pyvmm.vm import VM
 
+ATTACH: dict[str, Any] = {}
+"""An answer that the server does not send: it makes the connection the console's."""
+LOG_PIECE = 24 << 10
+"""Bytes of the console's log in one answer, whose line they have to fit."""
 STATISTICS_WAIT = 1.0
 """Seconds that a guest has to tell of its memory; then what it told the last time has to do."""
 
@@ -66,9 +71,90 @@ def perform(server: ControlServer, line: bytes) -> dict[str, Any]:
 
 
 def inspect(server: ControlServer) -> dict[str, Any]:
-    """Which VM this is, and what becomes of it."""
-    vm = server.vm
-    return {"name": server.name, "pid": os.getpid(), "state": vm.state, "kernel": vm.config.kernel}
+    """Which VM this is, and what becomes of it. Sizes in bytes."""
+    vm, config = server.vm, server.vm.config
+    return {
+        "name": server.name,
+        "pid": os.getpid(),
+        "state": vm.state,
+        "seconds": round(vm.stats.seconds, 3),
+        "kernel": config.kernel,
+        "initrd": config.initrd,
+        "append": config.append,
+        "cpus": config.cpus,
+        "mem": config.mem,
+        "devices": [slot.name for slot in vm.slots],
+    }
+
+
+def stat(server: ControlServer) -> dict[str, Any]:
+    """What the VM has done and what its process uses: seconds, and bytes of memory, the guest's among them."""
+    import resource
+
+    stats, used = server.vm.stats, resource.getrusage(resource.RUSAGE_SELF)
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        resident = int(statm.read().split()[1]) * resource.getpagesize()
+    return {
+        "exits": stats.exits,
+        "completed": stats.completed,
+        "unclaimed": stats.unclaimed,
+        "seconds": round(stats.seconds, 3),
+        "cpu": round(used.ru_utime + used.ru_stime, 3),
+        "memory": resident,
+        "mem": server.vm.config.mem,
+    }
+
+
+def pause(server: ControlServer) -> dict[str, Any]:
+    """Let the VM stand still."""
+    _alive(server).pause()
+    return {}
+
+
+def resume(server: ControlServer) -> dict[str, Any]:
+    """Let it run on."""
+    _alive(server).resume()
+    return {}
+
+
+def power_button(server: ControlServer) -> dict[str, Any]:
+    """Press it; says whether the guest listens."""
+    vm = _alive(server)
+    if vm.state == "paused":
+        raise UsageError(f"{server.name} is paused: a paused guest cannot shut down (pyvmm resume comes first)")
+    listening = vm.machine.pm.listening
+    if listening:
+        vm.machine.pm.press_power_button()
+    return {"listening": listening}
+
+
+def kill(server: ControlServer) -> dict[str, Any]:
+    """End the run."""
+    from pyvmm.errors import STATUS_KILLED
+    from pyvmm.runloop import Outcome
+
+    server.vm.stop(Outcome("killed", STATUS_KILLED, "killed by way of the control socket"))
+    return {}
+
+
+def logs(server: ControlServer, position: int = 0) -> dict[str, Any]:
+    """A piece of the end of the console's output: at `position` from where the log begins, in base64, "" at its end."""
+    import base64
+
+    log = server.vm.console_log
+    return {"data": base64.b64encode(log[max(position, 0) :][:LOG_PIECE]).decode(), "size": len(log)}
+
+
+def attach(server: ControlServer) -> dict[str, Any]:
+    """Make the connection the console's; the answer is its last line."""
+    _alive(server)
+    return ATTACH
+
+
+def _alive(server: ControlServer) -> VM:
+    if server.vm.state not in ("running", "paused"):
+        raise UsageError(f"{server.name} does not run: it is {server.vm.state}")
+    return server.vm
 
 
 def balloon(server: ControlServer, size: int | None = None) -> dict[str, Any]:
@@ -99,9 +185,25 @@ def disk_resize(server: ControlServer, device: str, size: int | None = None, shr
     return {"size": server.vm.resize_disk(size, device, shrink=shrink)}
 
 
+def snapshot(server: ControlServer, path: str) -> dict[str, Any]:
+    """Save the VM to the folder `path`, which must be absolute: the server has a working folder of its own."""
+    if not os.path.isabs(path):
+        raise UsageError(f"snapshot: {path!r} (expected an absolute path)")
+    server.vm.snapshot(path)
+    return {}
+
+
 COMMANDS = {
     "inspect": Command(inspect),
+    "stat": Command(stat),
+    "pause": Command(pause),
+    "resume": Command(resume),
+    "power-button": Command(power_button),
+    "kill": Command(kill),
+    "logs": Command(logs, {"position": int}),
+    "attach": Command(attach),
     "balloon": Command(balloon, {"size": int}),
     "net-link": Command(net_link, {"up": bool, "device": str}, ("up",)),
+    "snapshot": Command(snapshot, {"path": str}, ("path",)),
     "disk-resize": Command(disk_resize, {"device": str, "size": int, "shrink": bool}, ("device",)),
 }

@@ -21,6 +21,12 @@ class Lines:
         self._connection = connection
         self._waiting = bytearray()
 
+    def rest(self) -> bytes:
+        """What has come behind the last line."""
+        found = bytes(self._waiting)
+        self._waiting.clear()
+        return found
+
     def next(self) -> bytes | None:
         """The next line without its end, or None at the end. Raises LineTooLongError, OSError, TimeoutError."""
         start = 0

@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
 
+    from pyvmm.control.attached import Attached
+    from pyvmm.control.lines import Lines
     from pyvmm.vm import VM
 
 MOST_CLIENTS = 32
@@ -47,6 +49,7 @@ class ControlServer:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._clients: dict[_socket.socket, threading.Thread] = {}
+        self._attached: set[Attached] = set()
         self._closing = False
 
     def open(self) -> None:
@@ -104,6 +107,8 @@ class ControlServer:
             if self._thread is not None:
                 self._thread.join(CLOSE_WAIT)
             listener.close()
+            for attached in tuple(self._attached):
+                attached.finish(CLOSE_WAIT)
             self._hang_up(SHUT_RDWR)
         if folder is not None:
             folder.close()
@@ -169,7 +174,11 @@ class ControlServer:
         try:
             client.settimeout(IDLE)
             while (line := lines.next()) is not None and not self._closing:
-                self._reply(client, self._answer(line))
+                answer = self._answer(line)
+                if answer is None:
+                    self._attach(client, lines)
+                    break
+                self._reply(client, answer)
                 client.settimeout(IDLE)
         except LineTooLongError:
             self._reply(client, b'{"error": "a line of more than %d bytes", "status": 2}\n' % LINE_LIMIT)
@@ -187,15 +196,33 @@ class ControlServer:
         except OSError:
             client.close()  # it has gone, or does not read
 
-    def _answer(self, line: bytes) -> bytes:
-        """The answer to a request. Whatever goes wrong is told to the client, and only to it."""
+    def _attach(self, client: _socket.socket, lines: Lines) -> None:
+        """What follows on this connection is the console's, both ways."""
+        from pyvmm.control.attached import Attached
+
+        self._reply(client, b'{"ok": {}}\n')
+        attached = Attached(self.vm, client)
+        self._attached.add(attached)
+        try:
+            attached.run(lines.rest())
+        finally:
+            self._attached.discard(attached)
+
+    def _answer(self, line: bytes) -> bytes | None:
+        """The answer to a request; None: the client is to be attached to the console.
+
+        Whatever goes wrong is told to the client, and only to it.
+        """
         import json
 
-        from pyvmm.control.commands import perform
+        from pyvmm.control.commands import ATTACH, perform
 
         answer: dict[str, object]
         try:
-            answer = {"ok": perform(self, line)}
+            found = perform(self, line)
+            if found is ATTACH:
+                return None
+            answer = {"ok": found}
         except PyvmmError as error:
             answer = {"error": str(error), "status": error.exit_status}
         except Exception as error:

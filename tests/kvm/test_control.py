@@ -11,7 +11,8 @@ import pytest
 
 from pyvmm.control.client import Client, running
 from tests.support import guests
-from tests.support.cli import LIMIT, PYVMM, environment, pyvmm, wait_for
+from tests.support.cli import ECHO, LIMIT, PYVMM, environment, pyvmm, wait_for
+from tests.support.session import Session
 
 pytestmark = pytest.mark.needs("kvm")
 
@@ -83,3 +84,95 @@ def test_a_folder_that_cannot_be_had_is_an_error_for_a_named_vm_alone(tmp_path, 
     [line] = done.stderr.decode().splitlines()
     assert line == f"pyvmm: the folder of control sockets {folder} is open to others: mode 755 (expected 700)"
     assert os.listdir(folder) == []
+
+
+LISTENS = bytes.fromhex("ba0206 b80001 ef ba0006 ed f6c401 74fa ba0406 b83400 86e0 ef ebfe")
+"""Real mode: enable the power button, wait for it, switch off."""
+
+
+def test_pausing_and_resuming(run):
+    run("--name", "web")
+    wait_for(lambda: b"running" in pyvmm("ps").stdout, "it to run", LIMIT)
+    for verb, state in (("pause", "paused"), ("resume", "running"), ("pause", "paused")):
+        done = pyvmm(verb, "web")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert json.loads(pyvmm("inspect", "web", "--json").stdout)["state"] == state
+    done = pyvmm("stop", "web")
+    assert (done.returncode, done.stderr.startswith(b"pyvmm: web is paused")) == (2, True)
+    assert pyvmm("kill", "web").returncode == 0
+
+
+def test_killing(run, folder):
+    process = run("--name", "web")
+    wait_for(lambda: b"running" in pyvmm("ps").stdout, "it to run", LIMIT)
+    assert pyvmm("kill", "web").returncode == 0
+    assert process.wait(LIMIT) == 137 and list(folder.iterdir()) == []
+    assert pyvmm("ps").stdout.count(b"\n") == 1
+
+
+def test_stopping_what_does_not_listen_ends_it(run):
+    process = run("--name", "web")
+    wait_for(lambda: b"running" in pyvmm("ps").stdout, "it to run", LIMIT)
+    assert pyvmm("stop", "web", "--timeout", "300ms").returncode == 0
+    assert process.wait(LIMIT) == 137
+
+
+def test_stopping_by_the_power_button(run, spin):
+    spin.write_bytes(LISTENS)
+    process = run("--name", "web")
+    wait_for(lambda: b"running" in pyvmm("ps").stdout, "it to run", LIMIT)
+    assert pyvmm("stop", "web").returncode == 0
+    assert process.wait(LIMIT) == 0
+
+
+def test_logs_and_statistics(run, spin, tmp_path):
+    spin.write_bytes(guests.says(b"hello", 0)[:-5].replace(bytes.fromhex("e6f4f4"), bytes.fromhex("ebfe90")) + b"hello")
+    run("--name", "web", "--console", f"file:{tmp_path / 'out'}")
+    wait_for(lambda: pyvmm("logs", "web").stdout == b"hello", "the log", LIMIT)
+    assert (tmp_path / "out").read_bytes() == b"hello"
+    assert json.loads(pyvmm("stat", "web", "--json").stdout)["exits"] == {"IO": 5}
+
+
+def test_attaching_types_and_shows(run, spin, tmp_path):
+    spin.write_bytes(ECHO)
+    run("--name", "web", "--console", f"file:{tmp_path / 'out'}")
+    wait_for(lambda: b"running" in pyvmm("ps").stdout, "it to run", LIMIT)
+    words = [*PYVMM, "attach", "web"]
+    attached = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+    attached.stdin.write(b"hello")
+    attached.stdin.flush()
+    assert attached.stdout.read(5) == b"hello"
+    attached.stdin.write(b"q")
+    attached.stdin.close()
+    assert attached.wait(LIMIT) == 0 and attached.stdout.read() == b""
+    attached.stdout.close()
+    assert (tmp_path / "out").read_bytes() == b"hello"
+
+
+def test_attaching_a_terminal_and_leaving_the_vm_to_itself(run, spin, tmp_path):
+    spin.write_bytes(ECHO)
+    process = run("--name", "web", "--console", f"file:{tmp_path / 'out'}")
+    wait_for(lambda: b"running" in pyvmm("ps").stdout, "it to run", LIMIT)
+    session = Session("web", verb="attach")
+    try:
+        wait_for(session.raw, "raw mode", LIMIT)
+        session.type(b"\x03a\x01\x01\x01h")
+        session.see(b"\x03a\x01")
+        session.type(b"\x01x")
+        assert session.end() == 0
+        assert session.errors().startswith("pyvmm: attached to web; Ctrl-A X leaves it running")
+    finally:
+        session.close()
+    assert process.poll() is None and running() == ["web"]
+
+
+def test_a_terminal_is_put_back_when_attaching_is_ended_by_a_signal(run):
+    run("--name", "web", "--console", "file:/dev/null")
+    wait_for(lambda: b"running" in pyvmm("ps").stdout, "it to run", LIMIT)
+    session = Session("web", verb="attach")
+    try:
+        wait_for(session.raw, "raw mode", LIMIT)
+        session.process.send_signal(signal.SIGTERM)
+        assert session.end() == 128 + signal.SIGTERM
+    finally:
+        session.close()

@@ -16,7 +16,7 @@ IFLAG, OFLAG, CFLAG, LFLAG = range(4)
 
 
 class Session:
-    """`pyvmm run` in a session of its own, on a terminal whose other end is the test's.
+    """`pyvmm run`, or another `verb`, in a session of its own, on a terminal whose other end is the test's.
 
     `limit` is the number of seconds that anything waited for may take; `shown` is what the terminal has shown.
     """
@@ -24,6 +24,7 @@ class Session:
     def __init__(
         self,
         *arguments: object,
+        verb: str = "run",
         stdout: int | None = None,
         stderr: int | None = subprocess.PIPE,
         limit: float = LIMIT,
@@ -33,7 +34,7 @@ class Session:
         self.before = termios.tcgetattr(self.terminal)
         self.shown = b""
         self.process = subprocess.Popen(
-            [*PYVMM, "run", *map(str, arguments)],
+            [*PYVMM, verb, *map(str, arguments)],
             stdin=self.terminal,
             stdout=self.terminal if stdout is None else stdout,
             stderr=self.terminal if stderr is None else stderr,

@@ -57,7 +57,7 @@ def test_every_verb_explains_itself(verb):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no verb given (expected run, doctor, image, balloon, net, disk)"),
+        ([], "no verb given (expected run, doctor, image, ps, stop, "),
         (["boot"], "unknown verb 'boot'"),
         (["ru"], "unknown verb 'ru'"),
         (["run", "a", "b"], "one KERNEL expected, but there is also 'b'"),

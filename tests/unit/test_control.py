@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from pyvmm.attach import VirtioDevices
 from pyvmm.cli import balloon, disk, net
+from pyvmm.cli.running import RUNNING, _duration
 from pyvmm.config import VmConfig
 from pyvmm.control import commands, server
 from pyvmm.control.client import Client, running
@@ -46,7 +46,7 @@ def servers():
     made = []
 
     def make(name="a", vm=None, start=True):
-        made.append(ControlServer(vm or SimpleNamespace(config=SimpleNamespace(kernel="k"), state="running"), name))
+        made.append(ControlServer(vm or VM(config=VmConfig("k")), name))
         made[-1].open()
         if start:
             made[-1].start()
@@ -261,7 +261,7 @@ def test_many_that_want_one_name_at_once(servers, folder):
     won, lost = [], []
 
     def attempt():
-        one = ControlServer(SimpleNamespace(config=SimpleNamespace(kernel="k"), state="running"), "a")
+        one = ControlServer(VM(config=VmConfig("k")), "a")
         try:
             one.open()
             won.append(one)
@@ -297,7 +297,18 @@ def test_one_connection_many_requests(servers):
     with Client("a") as client:
         for _ in range(100):
             found = client.ask("inspect")
-    assert found == {"name": "a", "pid": os.getpid(), "state": "running", "kernel": "k"}
+    assert found == {
+        "name": "a",
+        "pid": os.getpid(),
+        "state": "made",
+        "seconds": 0.0,
+        "kernel": "k",
+        "initrd": None,
+        "append": "",
+        "cpus": 1,
+        "mem": 128 * MIB,
+        "devices": [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -311,7 +322,7 @@ def test_one_connection_many_requests(servers):
         (b"[]", 'not a request (expected an object with "command")'),
         (b"{}", 'not a request (expected an object with "command")'),
         (b'{"command": 5}', 'not a request (expected an object with "command")'),
-        (b'{"command": "dance"}', "unknown command 'dance' (expected inspect, balloon, "),
+        (b'{"command": "dance"}', "unknown command 'dance' (expected inspect, "),
         (b'{"command": "inspect", "x": 1}', "inspect: unknown argument 'x' (expected none)"),
         (b'{"command": "balloon", "SIZE": 1}', "balloon: unknown argument 'SIZE' (expected size)"),
         (b'{"command": "balloon", "size": "1"}', 'balloon: size is "1" (expected int)'),
@@ -531,11 +542,135 @@ def test_every_command_takes_what_it_says():
     import inspect
 
     for command in COMMANDS.values():
+        assert command.run.__doc__
         parameters = dict(list(inspect.signature(command.run).parameters.items())[1:])
         assert list(parameters) == sorted(command.arguments, key=list(parameters).index)
         needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
         assert sorted(needed) == sorted(command.required)
     assert commands.__doc__
+
+
+# --- Attaching -------------------------------------------------------------------------------------------------------
+
+
+class Typewriter:
+    """A VM of a console and nothing else. It takes `room` bytes and then no more until there is room again."""
+
+    state = "running"
+
+    def __init__(self):
+        self.typed = b""
+        self.room = 1 << 20
+        self.listeners = []
+
+    def listen(self, listener):
+        self.listeners.append(listener)
+        return lambda: self.listeners.remove(listener)
+
+    def type(self, data):
+        taken = data[: self.room]
+        self.typed += taken
+        self.room -= len(taken)
+        return len(taken)
+
+    def say(self, data):
+        for listener in list(self.listeners):
+            listener(data)
+
+
+def attached(name="a"):
+    connection = raw(name)
+    connection.sendall(b'{"command": "attach"}\n')
+    assert answer(connection) == {"ok": {}}
+    return connection
+
+
+def test_a_console_for_several_clients_both_ways(servers):
+    servers(vm=(vm := Typewriter()))
+    one, two = attached(), attached()
+    wait_for(lambda: len(vm.listeners) == 2, "both to listen")
+    vm.say(b"hello")
+    assert one.recv(100) == two.recv(100) == b"hello"
+    one.sendall(b"ls")
+    wait_for(lambda: vm.typed == b"ls", "input")
+    one.close()
+    wait_for(lambda: len(vm.listeners) == 1, "one to be gone")
+    vm.say(b"!")
+    assert two.recv(100) == b"!"
+    two.close()
+    wait_for(lambda: not vm.listeners, "both to be gone")
+
+
+def test_what_comes_behind_the_request_is_input(servers):
+    servers(vm=(vm := Typewriter()))
+    connection = raw("a")
+    connection.sendall(b'{"command": "attach"}\nearly')
+    wait_for(lambda: vm.typed == b"early", "input")
+    connection.close()
+
+
+def test_input_waits_for_room_and_a_client_that_goes_meanwhile_is_noticed(servers):
+    one = servers(vm=(vm := Typewriter()))
+    vm.room = 2
+    connection = attached()
+    connection.sendall(b"abcd")
+    wait_for(lambda: vm.typed == b"ab", "input")
+    vm.room = 1
+    wait_for(lambda: vm.typed == b"abc", "more input")
+    connection.close()
+    wait_for(lambda: not one._clients, "the client to be gone")
+    assert vm.typed == b"abc" and not vm.listeners
+
+
+def test_a_client_that_does_not_read_the_console_is_dropped(servers):
+    one = servers(vm=(vm := Typewriter()))
+    connection = attached()
+    wait_for(lambda: vm.listeners, "the client")
+    for _ in range(1000):
+        vm.say(b"x" * 4096)
+        if not vm.listeners:
+            break
+        time.sleep(0.0005)
+    wait_for(lambda: not one._clients and not vm.listeners, "the client to be dropped")
+    connection.close()
+
+
+def test_the_end_of_the_output_reaches_a_client_before_the_vm_hangs_up(servers):
+    one = servers(vm=(vm := Typewriter()))
+    connection = attached()
+    wait_for(lambda: vm.listeners, "the client")
+    vm.say(b"y" * 30000)
+    one.close()
+    found = b""
+    while piece := connection.recv(65536):
+        found += piece
+    assert found == b"y" * 30000
+    connection.close()
+
+
+def test_nothing_to_attach_to(servers):
+    servers()
+    with Client("a") as client:
+        for command in ("attach", "pause", "resume", "power-button"):
+            with pytest.raises(UsageError, match="a does not run: it is made"):
+                client.ask(command)
+
+
+def test_a_log_comes_in_pieces(servers, capfdbinary):
+    text = bytes(range(256)) * 300
+    made = VM(config=VmConfig("kernel"))
+    made._diagnosis.console.feed(text)
+    servers(vm=made)
+    assert RUNNING["logs"].main(["a"]) == 0
+    assert capfdbinary.readouterr().out == text
+
+
+def test_a_log_has_a_bound(servers):
+    made = VM(config=VmConfig("kernel"))
+    for number in range(3000):
+        made._output(b"%0127d\n" % number)
+    assert 64 << 10 <= len(made.console_log) <= 128 << 10
+    assert made.console_log.endswith(b"2999\n")
 
 
 # --- The verbs -------------------------------------------------------------------------------------------------------
@@ -552,6 +687,46 @@ def test_pyvmm_balloon(servers, vm, capsys):
     assert capsys.readouterr().out.splitlines()[2:] == ["free              3M", "major-faults      1048576"]
     balloon.main(["a", "0", "--json"])
     assert json.loads(capsys.readouterr().out)["target"] == 0
+
+
+def test_pyvmm_ps(servers, vm, capsys):
+    assert RUNNING["ps"].main([]) == 0
+    assert capsys.readouterr().out == "NAME  PID  STATE  CPUS  MEM  UP  KERNEL\n"
+    assert RUNNING["ps"].main(["--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    servers("b", vm=vm)
+    servers("a", vm=VM(config=VmConfig("k", mem="64M", cpus=2)))
+    RUNNING["ps"].main([])
+    _, one, two = capsys.readouterr().out.splitlines()
+    assert one.split() == ["a", str(os.getpid()), "made", "2", "64M", "0s", "k"] and two.split()[0] == "b"
+    RUNNING["ps"].main(["--json"])
+    assert [found["name"] for found in json.loads(capsys.readouterr().out)] == ["a", "b"]
+
+
+def test_pyvmm_ps_shows_a_vm_that_does_not_answer(servers, capsys, monkeypatch):
+    monkeypatch.setattr("pyvmm.cli.running.PS_WAIT", 0.02)
+    servers("a", start=False)
+    RUNNING["ps"].main([])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "-", "does", "not", "answer", "-", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.9, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (3660, "1h01m")]
+)
+def test_how_long_it_has_been_up(seconds, shown):
+    assert _duration(seconds) == shown
+
+
+def test_pyvmm_inspect_and_stat(servers, capsys):
+    servers(vm=VM(config=VmConfig("k", append="quiet")))
+    RUNNING["inspect"].main(["a"])
+    shown = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert (shown["name"], shown["mem"], shown["append"], shown["initrd"]) == ("a", "128M", "quiet", "-")
+    RUNNING["stat"].main(["a"])
+    assert capsys.readouterr().out.startswith("exits      0 (none)\nunclaimed  0 accesses")
+    RUNNING["stat"].main(["a", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["mem"] == 128 * MIB and found["memory"] > 0 and found["cpu"] > 0 and found["exits"] == {}
 
 
 def test_pyvmm_net(servers, vm):
@@ -576,6 +751,13 @@ def test_pyvmm_disk(servers, vm, capsys):
         (["balloon", "x"], 125, "pyvmm: no running VM is called x (running: a)"),
         (["net", "x", "link", "up"], 125, "pyvmm: no running VM is called x (running: a)"),
         (["disk", "x", "resize", "blk0"], 125, "pyvmm: no running VM is called x (running: a)"),
+        (["stop", "x"], 125, "pyvmm: no running VM is called x (running: a)"),
+        (["attach", "x"], 125, "pyvmm: no running VM is called x (running: a)"),
+        (["attach", "a"], 2, "pyvmm: a does not run: it is made"),
+        (["pause", "a"], 2, "pyvmm: a does not run: it is made"),
+        (["kill"], 2, "pyvmm: error: the following arguments are required: NAME"),
+        (["ps", "a"], 2, "pyvmm: error: unrecognized arguments: a"),
+        (["stop", "a", "--timeout", "soon"], 2, "pyvmm: 'soon' is not a duration"),
         (["balloon", "a"], 2, "pyvmm: a has no balloon (pyvmm run --balloon gives it one)"),
         (["balloon", "a", "much"], 2, "pyvmm: 'much' is not a size"),
         (["balloon", "a/b"], 2, "pyvmm: a VM called 'a/b'"),
