@@ -154,9 +154,7 @@ class Run:
         return self._judge(Outcome("dry-run", 0, "nothing was run"))
 
     def _run(self) -> Outcome:
-        from pyvmm.vm import VM
-
-        self.vm = vm = VM(config=self.config, console=self.console, say=log.warn)
+        self.vm = vm = self._make_vm()
         self._watch_console()
         if self.signals.received:
             return self._signalled()
@@ -189,6 +187,12 @@ class Run:
     def _await(self, vm: VM) -> Outcome:
         """How the run ended, when it has."""
         return vm.wait()
+
+    def _make_vm(self) -> VM:
+        """The VM, which is not started yet."""
+        from pyvmm.vm import VM
+
+        return VM(config=self.config, console=self.console, say=log.warn)
 
     def _listen(self, vm: VM) -> ControlServer | None:
         """Let other programs talk to the VM. If that cannot be, it is an error where the user has given it a name."""

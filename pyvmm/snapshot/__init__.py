@@ -5,4 +5,5 @@ memory         guest RAM as a sparse file, and as private copies of it
 configuration  what the VM was made of
 disks          what the disks must still be, and what was written to their overlays
 save, restore  the order of it all
+inspect        what a snapshot is of
 """

@@ -40,7 +40,7 @@ class Writer:
     def __init__(self, path: str) -> None:
         self.path = path
         self._suffix = os.urandom(4).hex()
-        self._made = False
+        self._made = self._committed = False
         self._names: list[str] = []
         try:
             try:
@@ -64,7 +64,7 @@ class Writer:
         for name in self._names:
             _remove(self.folder, name)
         os.close(self.folder)
-        if self._made and self._names:
+        if self._made and not self._committed:
             try:
                 os.rmdir(self.path)
             except OSError:
@@ -103,7 +103,7 @@ class Writer:
         os.rename(name, STATE, src_dir_fd=self.folder, dst_dir_fd=self.folder)
         os.fsync(self.folder)
         named = {STATE, *self._names}
-        self._names = []
+        self._names, self._committed = [], True
         for other in os.listdir(self.folder):
             if other not in named and _is_ours(other):
                 _remove(self.folder, other)

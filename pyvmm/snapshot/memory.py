@@ -125,7 +125,7 @@ def judge_memory(folder: Folder, known: Any, ranges: Sequence[tuple[int, int]]) 
         if known.get("regions") != [list(one) for one in ranges] or known["size"] != sum(size for _, size in ranges):
             raise LoadError(folder.path, "its memory is not that of its configuration")
         if not sealed:
-            verify(fd, known, os.path.join(folder.path, known["name"]))
+            verify_memory(fd, known, os.path.join(folder.path, known["name"]))
         return fd
     except BaseException:
         os.close(fd)
@@ -147,7 +147,7 @@ def map_memory(fd: int, ranges: Sequence[tuple[int, int]]) -> GuestMemory:
     return GuestMemory(regions)
 
 
-def verify(fd: int, known: Any, path: str) -> None:
+def verify_memory(fd: int, known: Any, path: str) -> None:
     """Read the whole memory file and compare its checksums. Raises LoadError."""
     from hashlib import sha256
 

@@ -56,7 +56,7 @@ class Port(Stateful):
         **dict.fromkeys(("sent", "_told_connection", "_connections"), U64),
         "_told": Several(U32, 16, container=set),
         **dict.fromkeys(("_told_size", "_size"), Bytes(limit=4, container=bytes)),
-        "_input": Bytes(limit=INPUT_LIMIT),
+        "_input": Bytes(),
     }
 
     def __init__(

@@ -1,0 +1,154 @@
+"""`pyvmm snapshot`: save a running VM, go on from what was saved, look at it.
+
+May import vm and snapshot, the control socket's client, and what `pyvmm run` is made of: a VM that is restored is run
+as one that boots.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pyvmm.cli import ending
+from pyvmm.cli.options import describe, parse
+from pyvmm.cli.progress import LEVELS, log
+from pyvmm.cli.run import Run
+from pyvmm.cli.runoptions import RUN
+from pyvmm.cli.signals import Signals
+from pyvmm.config import format_size
+from pyvmm.errors import STATUS_USAGE, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from pyvmm.cli.options import Arguments
+    from pyvmm.vm import VM
+
+HELP = "save a running VM and go on from there, as often as one likes"
+USAGE = """usage: pyvmm snapshot create NAME PATH
+       pyvmm snapshot restore [options] PATH
+       pyvmm snapshot inspect [--verify] [--json] PATH"""
+RESTORE = [
+    option
+    for option in RUN
+    if option.name in ("console", "escape", "help", "log", "name", "report", "stats", "stuck", "timeout")
+]
+"""Options of `pyvmm run` that have a meaning for a VM that has booted long since."""
+SETTINGS = ("name", "stuck", "timeout")
+CREATE_LIMIT = 600.0
+"""Seconds for a snapshot: a large guest's memory takes its time."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs `pyvmm snapshot argv`. Returns the exit status; raises PyvmmError."""
+    verbs = {"create": create, "restore": restore, "inspect": inspect}
+    if argv[:1] in (["-h"], ["--help"]):
+        print(f"{USAGE}\n\n{HELP[0].upper()}{HELP[1:]}.")
+        return 0
+    if not argv or argv[0] not in verbs:
+        named = f"unknown verb {argv[0]!r}" if argv else "no verb given"
+        log.error(f"error: {named} (expected {', '.join(verbs)})")
+        log.error(USAGE.partition("\n")[0])
+        return STATUS_USAGE
+    return verbs[argv[0]](argv[1:])
+
+
+def create(argv: list[str]) -> int:
+    """Have a running VM saved; it goes on."""
+    from pyvmm.control.client import Client
+
+    parser = _parser("create", "save a running VM to a folder; it goes on")
+    parser.add_argument("name", metavar="NAME", help="what the VM is called (pyvmm run --name)")
+    parser.add_argument("path", metavar="PATH", help="the folder; a snapshot that is there already is replaced")
+    arguments = parser.parse_args(argv)
+    with Client(arguments.name, CREATE_LIMIT) as client:
+        client.ask("snapshot", path=os.path.abspath(arguments.path))
+    return 0
+
+
+def restore(argv: list[str]) -> int:
+    """Run a new VM from where a snapshot was made."""
+    signals = Signals()
+    signals.install()
+    arguments = parse(RESTORE, argv)
+    if "help" in arguments.values:
+        text = "Go on from the snapshot in the folder PATH, in a new VM; standard output is the guest's console."
+        print(describe("pyvmm snapshot restore", RESTORE, "PATH", text).format_help(), end="")
+        return 0
+    return Restored(arguments, signals).main()
+
+
+class Restored(Run):
+    """One run of a VM that was saved."""
+
+    def __init__(self, arguments: Arguments, signals: Signals) -> None:
+        from pyvmm.backends.console import make_console
+        from pyvmm.backends.terminal import parse_escape
+        from pyvmm.snapshot.restore import Restoring
+
+        values: dict[str, Any] = arguments.values
+        if "log" in values:
+            log.level = LEVELS.index(values["log"])
+        if len(arguments.positional) != 1 or arguments.command is not None:
+            raise UsageError(f"one PATH expected, but there are {len(arguments.positional)}")
+        self.values = values
+        self.signals = signals
+        self._others = {name: values[name] for name in SETTINGS if name in values}
+        self._path = arguments.positional[0]
+        with_config = Restoring(self._path, **self._others)
+        with_config.close()
+        self.config = with_config.config
+        self.console = make_console(
+            values.get("console", "stdio"),
+            escape=parse_escape(values.get("escape", "^A")),
+            quit=self._quit,
+            state=self._state,
+            say=log.say,
+        )
+        self.dry = False
+        self.stats = "stats" in values
+        self.report = ending.ReportFile(values["report"]) if "report" in values else None
+        self.vm: VM | None = None
+        self._began = time.monotonic()
+
+    def _make_vm(self) -> VM:
+        from pyvmm.vm import VM
+
+        return VM.restore(self._path, console=self.console, say=log.warn, **self._others)
+
+
+def inspect(argv: list[str]) -> int:
+    """Show what a snapshot is of, and with --verify read all of it."""
+    from pyvmm.snapshot.inspect import inspect as look
+
+    parser = _parser("inspect", "show what a snapshot is of")
+    parser.add_argument("path", metavar="PATH", help="the folder")
+    parser.add_argument("--verify", action="store_true", help="read all of it, and compare its checksums")
+    parser.add_argument("--json", action="store_true", help="show it as JSON, in bytes and seconds")
+    arguments = parser.parse_args(argv)
+    found = look(arguments.path, verify=arguments.verify)
+    if arguments.json:
+        import json
+
+        print(json.dumps(found, indent=2))
+        return 0
+    shown = {
+        **found,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["time"])),
+        "mem": format_size(found["mem"]),
+        "memory": f"{found['memory'] >> 10} KiB on the disk",
+        "devices": ", ".join(found["devices"]) or "none",
+        "disks": ", ".join(found["disks"]) or "none",
+        "verified": "every checksum is right" if arguments.verify else "not asked for (--verify)",
+    }
+    for name, value in shown.items():
+        print(f"{name:<12} {value}")
+    return 0
+
+
+def _parser(verb: str, text: str) -> argparse.ArgumentParser:
+    from pyvmm.cli.parser import Parser
+
+    return Parser(prog=f"pyvmm snapshot {verb}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
