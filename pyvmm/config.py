@@ -15,6 +15,7 @@ from pyvmm.hardware import Disk, Net, Port
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, Self
 
     from pyvmm.hardware import Balloon, Rng, Share, Vsock
     from pyvmm.virtio.device import VirtioDevice
@@ -234,6 +235,19 @@ class VmConfig:
         self.fault_seed = fault_seed
         self.switch_interval = switch_interval
         self._check()
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], **others: Any) -> Self:
+        """What the file `path` describes (docs/config.md), with `others` in place of what it says.
+
+        Paths in it begin at its own folder. Raises UsageError, which names file and line.
+        """
+        from pyvmm.configfile import read_settings
+
+        settings = read_settings(path) | others
+        if "kernel" not in settings:
+            raise UsageError(f"{os.fspath(path)}: kernel is missing")
+        return cls(**settings)
 
     def _check(self) -> None:
         if not layout.MIN_RAM <= self.mem <= layout.MAX_RAM:

@@ -182,6 +182,24 @@ class VM(Parts, GuestParts):
             if running:
                 self.resume()
 
+    @classmethod
+    def from_toml(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        console: Console | None = None,
+        observers: Sequence[Observer] = (),
+        paused: bool = False,
+        say: Callable[[str], None] | None = None,
+        **others: Any,
+    ) -> Self:
+        """The VM that the file `path` describes; `others` are settings in place of what it says.
+
+        Raises UsageError, which names file and line; see `VmConfig.from_toml`.
+        """
+        config = VmConfig.from_toml(path, **others)
+        return cls(config=config, console=console, observers=observers, paused=paused, say=say)
+
     # --- Lifecycle ---------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:

@@ -49,6 +49,7 @@ SETTINGS = (
     "cpu",
     "cpus",
     "fail-on",
+    "fault-seed",
     "flat-mode",
     "initrd",
     "kernel-entry",
@@ -315,25 +316,31 @@ def make_config(arguments: Arguments) -> VmConfig:
     kernel, *others = arguments.positional or [""]
     if others:
         raise UsageError(f"one KERNEL expected, but there is also {others[0]!r}")
-    settings: dict[str, Any] = {
-        option.replace("-", "_"): value for option, value in arguments.values.items() if option in SETTINGS
-    }
-    if "append" in settings:
-        settings["append"] = " ".join(settings["append"])
-    if "stuck" not in settings and not any(map(os.isatty, (0, 2))):
+    values: dict[str, Any] = arguments.values
+    file: dict[str, Any] = {}
+    if "config" in values:
+        from pyvmm.configfile import read_settings
+
+        file = read_settings(values["config"])
+        if not kernel and "kernel" in file:
+            kernel = file["kernel"]
+            arguments.positional.append(kernel)
+    settings = file | {option.replace("-", "_"): value for option, value in values.items() if option in SETTINGS}
+    if "append" in values:
+        settings["append"] = " ".join([*filter(None, [file.get("append")]), *values["append"]])
+    if not {"stuck", "stuck_at_boot"} & settings.keys() and not any(map(os.isatty, (0, 2))):
         settings["stuck_at_boot"] = STUCK_AT_BOOT
     if "no-host-quirks" in arguments.values:
         settings["host_quirks"] = False
-    values: dict[str, Any] = arguments.values
-    settings["disks"] = values.get("disk", ())
-    settings["ports"] = values.get("port", ())
-    settings["shares"] = values.get("share", ())
-    settings["faults"] = values.get("fault", ())
-    settings["fault_seed"] = values.get("fault-seed", 0)
+    for option in ("disk", "port", "share", "fault"):
+        settings[f"{option}s"] = [*file.get(f"{option}s", ()), *values.get(option, ())]
     if "net" in values or "publish" in values:
         from pyvmm.cli.devices import networks
 
-        settings["net"] = networks(values.get("net", []), values.get("publish", []))
+        nets = values.get("net", [])
+        if None not in nets:
+            nets = [*file.get("net", ()), *nets]
+        settings["net"] = networks(nets, values.get("publish", []))
     if "rng" in values:
         from pyvmm.hardware import Rng
 
@@ -353,7 +360,8 @@ def make_config(arguments: Arguments) -> VmConfig:
     if not arguments.positional:
         kernel, initrd = _default_image()
         settings.setdefault("initrd", initrd)
-    return VmConfig(kernel, **settings)
+    settings["kernel"] = kernel
+    return VmConfig(**settings)
 
 
 def _default_image() -> tuple[str, str]:

@@ -84,6 +84,11 @@ def _escape(text: str) -> object:
 
 
 RUN = (
+    Option(
+        "config",
+        "a VM's configuration as TOML (docs/config.md); options win over it, repeatable ones add to it",
+        metavar="FILE",
+    ),
     Option("mem", "RAM: 512M, 1G; a bare number is MiB (default 128M)", short="m", metavar="SIZE", convert=parse_size),
     Option("cpus", "number of vCPUs (default 1)", short="c", metavar="N", convert=_count),
     Option("cpu", "CPU features: host, then +NAME or -NAME, as in host,-cx16", metavar="host[,-NAME]..."),
