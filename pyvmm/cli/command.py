@@ -16,7 +16,7 @@ from pyvmm.backends.capture import CaptureConsole
 from pyvmm.cli.progress import STDERR, log, write_all
 from pyvmm.cli.run import DEFAULT_IMAGE, Run
 from pyvmm.cli.signals import SAME
-from pyvmm.errors import GuestAgentError, ImageError, PyvmmError, TimeLimitError, UsageError
+from pyvmm.errors import STATUS_VMM_ERROR, GuestAgentError, ImageError, PyvmmError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,23 +129,23 @@ class CommandRun(Run):
 
         try:
             vm.guest.wait_ready(AGENT_WAIT)
+        except PyvmmError as error:
+            return self._ended(vm, error, ": is there one in its initramfs (docs/exec.md)?")
+        try:
             process = self._start(vm)
         except GuestAgentError as error:
             code = NOT_FOUND if error.errno == errno.ENOENT else NOT_RUN
             vm.stop(Outcome("command", code, str(error)))
             log.error(str(error))
             return vm.wait()
-        except TimeLimitError as error:
-            vm.stop(Outcome("error", error.exit_status, f"{error}: is there one in its initramfs (docs/exec.md)?"))
-            return vm.wait()
-        except PyvmmError:
-            return vm.wait()  # it has ended: how, it knows itself
+        except PyvmmError as error:
+            return self._ended(vm, error)
         self._process = process
         self.signals.forward = self._forward
         try:
             outcome = self._through(process)
-        except PyvmmError:
-            return vm.wait()
+        except PyvmmError as error:
+            return self._ended(vm, error)
         finally:
             self.signals.forward = None
             self._restore()
@@ -154,6 +154,13 @@ class CommandRun(Run):
         vm.stop(outcome)
         vm.wait()
         return outcome if vm.exit is None or vm.exit.reason in ("command", "power-off") else vm.exit
+
+    def _ended(self, vm: VM, error: PyvmmError, hint: str = "") -> Outcome:
+        """The VM has ended, and knows itself how; or it is no use any more, because of `error`."""
+        from pyvmm.runloop import Outcome
+
+        vm.stop(Outcome("error", STATUS_VMM_ERROR, f"{error}{hint}"))  # nothing, if it has ended
+        return vm.wait()
 
     def _start(self, vm: VM) -> GuestProcess:
         terminal = None

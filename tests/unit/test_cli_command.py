@@ -146,6 +146,13 @@ def test_the_vms_end_is_its_own(monkeypatch):
     assert around.end()[:2] == ("panic", 122)
 
 
+@pytest.mark.needs("gcc")
+def test_what_cannot_be_meant_ends_the_vm_with_a_reason(monkeypatch):
+    around = Around(monkeypatch, ["a" * 200_000])
+    assert around.end()[:2] == ("error", 125)
+    assert "a command of 2 words and 200" in around.vm.exit.detail
+
+
 def test_what_a_command_makes_of_the_settings(tmp_path):
     kernel = tmp_path / "kernel"
     arguments = ["-i", "initrd", "-a", "x", str(kernel), "--", "ls", "--mem", "-v"]
