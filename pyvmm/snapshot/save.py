@@ -81,10 +81,11 @@ def save(path: str, vm: Subject) -> None:
     """
     if vm.source and os.path.exists(path) and os.path.samefile(path, vm.source):
         raise UsageError(f"snapshot {path}: the VM was restored from it, so it cannot be saved over it")
-    locks = _locks(vm.virtio)
+    held: list[Lock] = []
     try:
-        for lock in locks:
+        for lock in _locks(vm.virtio):
             lock.acquire()
+            held.append(lock)
         began = time.monotonic()
         try:
             state = _save_state(vm)
@@ -101,9 +102,8 @@ def save(path: str, vm: Subject) -> None:
         # What is written to a disk from now on has another time than what was written before.
         time.sleep(max(0.0, began + COARSE - time.monotonic()))
     finally:
-        for lock in reversed(locks):
-            if lock.locked():
-                lock.release()
+        for lock in reversed(held):
+            lock.release()
 
 
 def _locks(virtio: VirtioDevices | None) -> list[Lock]:
