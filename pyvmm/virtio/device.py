@@ -74,6 +74,8 @@ class VirtioDevice(Stateful):
     queue_sizes: Sequence[int] = ()
     faults: Any = None
     """A plan of faults on purpose (`pyvmm.virtio.faults`), or None."""
+    held = False
+    """Whether queues wait to be served, as in a paused VM. Whoever sets it takes `plane` next; then it is so."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name or f"virtio-{DEVICE_NAMES[self.device_id]}"
@@ -244,9 +246,9 @@ class VirtioDevice(Stateful):
         """Serve queue `index` if it may be served; a broken ring makes the device ask for a reset."""
         with self.plane:
             queue = self.queues[index]
-            if self.live and queue.ready:
+            if self.live and queue.ready and not self.held:
                 self.guarded(lambda: self.serve(queue))
-            again = queue.unfinished and self.live
+            again = queue.unfinished and self.live and not self.held
         if again:
             self.ring(index)  # behind whatever waits for `plane`: a reset, a pause, another queue
 

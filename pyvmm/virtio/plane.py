@@ -52,7 +52,6 @@ class DataPlane:
         self._transport = transport
         self._say = say
         self._wake: EventFd | None = None
-        self._paused = False
         self._closing = False
         self._remind_at: float | None = None
         self._remind_after = REMIND_FIRST
@@ -75,13 +74,13 @@ class DataPlane:
 
     def pause(self) -> None:
         """Return when the request in hand is done; nothing is served until `resume()`."""
-        self._paused = True
+        self.device.held = True
         with self.device.plane:
             pass
 
     def resume(self) -> None:
         """Serve again: every queue as if the driver had rung, and what is unacknowledged is signalled again."""
-        self._paused = False
+        self.device.held = False
         for doorbell in self.doorbells:
             doorbell.signal()
         self._transport.remind()
@@ -148,12 +147,11 @@ class DataPlane:
             watched.update(wanted)
 
     def _may_serve(self) -> bool:
-        return not self._paused and self.device.live
+        return not self.device.held and self.device.live
 
     def _serve(self, index: int) -> None:
         self.doorbells[index].drain()
-        if not self._paused:
-            self.device.serve_unless_broken(index)
+        self.device.serve_unless_broken(index)
 
     def _ready(self, fd: int, events: int) -> None:
         device = self.device
@@ -179,7 +177,7 @@ class DataPlane:
         self._remind()
 
     def _remind(self) -> None:
-        if self._paused or not self._transport.pending:
+        if self.device.held or not self._transport.pending:
             self._remind_at, self._remind_after = None, REMIND_FIRST
             return
         now = time.monotonic()

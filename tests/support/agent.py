@@ -41,8 +41,8 @@ class SocketStream:
         self.end.sendall(data)
 
     def recv(self, size: int = 65536, timeout: float | None = 30.0) -> bytes:
-        self.end.settimeout(timeout if timeout is None or timeout > 0 else 0.001)
         try:
+            self.end.settimeout(timeout if timeout is None or timeout > 0 else 0.001)
             return self.end.recv(size)
         except TimeoutError:
             raise TimeLimitError("nothing came") from None

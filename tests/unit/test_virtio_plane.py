@@ -131,6 +131,20 @@ def test_a_pause_waits_for_the_request_in_hand_and_a_resume_forgets_none(driver)
     answered(driver, 2)
 
 
+def test_nothing_is_served_in_a_pause_that_came_while_the_server_waited(driver):
+    """The thread has heard the doorbell already when the pause begins, and gets `plane` after it."""
+    driver.bring_up()
+    with driver.device.plane:
+        driver.send(0, [], [6])
+        time.sleep(0.05)  # for it to come as far as that
+        driver.device.held = True
+    driver.plane.pause()
+    time.sleep(0.02)
+    assert driver.rings[0].used_index == 0
+    driver.plane.resume()
+    answered(driver, 1)
+
+
 def test_a_pause_does_not_keep_a_driver_from_resetting(driver):
     driver.bring_up()
     driver.plane.pause()
