@@ -74,7 +74,7 @@ class VirtioDevice(Stateful):
     queue_sizes: Sequence[int] = ()
     faults: Any = None
     """A plan of faults on purpose (`pyvmm.virtio.faults`), or None."""
-    held = False
+    paused = False
     """Whether queues wait to be served, as in a paused VM. Whoever sets it takes `plane` next; then it is so."""
 
     def __init__(self, name: str = "") -> None:
@@ -246,9 +246,9 @@ class VirtioDevice(Stateful):
         """Serve queue `index` if it may be served; a broken ring makes the device ask for a reset."""
         with self.plane:
             queue = self.queues[index]
-            if self.live and queue.ready and not self.held:
+            if self.live and queue.ready and not self.paused:
                 self.guarded(lambda: self.serve(queue))
-            again = queue.unfinished and self.live and not self.held
+            again = queue.unfinished and self.live and not self.paused
         if again:
             self.ring(index)  # behind whatever waits for `plane`: a reset, a pause, another queue
 

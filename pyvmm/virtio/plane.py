@@ -74,13 +74,13 @@ class DataPlane:
 
     def pause(self) -> None:
         """Return when the request in hand is done; nothing is served until `resume()`."""
-        self.device.held = True
+        self.device.paused = True
         with self.device.plane:
             pass
 
     def resume(self) -> None:
         """Serve again: every queue as if the driver had rung, and what is unacknowledged is signalled again."""
-        self.device.held = False
+        self.device.paused = False
         for doorbell in self.doorbells:
             doorbell.signal()
         self._transport.remind()
@@ -147,7 +147,7 @@ class DataPlane:
             watched.update(wanted)
 
     def _may_serve(self) -> bool:
-        return not self.device.held and self.device.live
+        return not self.device.paused and self.device.live
 
     def _serve(self, index: int) -> None:
         self.doorbells[index].drain()
@@ -177,7 +177,7 @@ class DataPlane:
         self._remind()
 
     def _remind(self) -> None:
-        if self.device.held or not self._transport.pending:
+        if self.device.paused or not self._transport.pending:
             self._remind_at, self._remind_after = None, REMIND_FIRST
             return
         now = time.monotonic()

@@ -103,8 +103,7 @@ def test_interrupts_masked_and_unmasked_under_load_are_not_lost(words: str, imag
     assert run("virtio-blk", words, image, transport="pci") == ("every interrupt came\n", 0)
 
 
-@pytest.mark.parametrize("words", ["masked", "load"])
-def test_without_pending_bits_they_would_be_lost(words: str, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pending_bits_they_would_be_lost(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fire = Msix.fire
 
     def forget(self: Msix, vector: int) -> None:
@@ -113,7 +112,7 @@ def test_without_pending_bits_they_would_be_lost(words: str, image: Path, monkey
         self._pending = before
 
     monkeypatch.setattr(Msix, "fire", forget)  # so the guest does test what it says
-    assert run("virtio-blk", words, image, transport="pci") == ("FAILED: an interrupt is lost\n", 3)
+    assert run("virtio-blk", "masked", image, transport="pci") == ("FAILED: an interrupt is lost\n", 3)
 
 
 @pytest.mark.parametrize("words", ["irq", "load", "irq intx"])

@@ -137,7 +137,7 @@ def test_nothing_is_served_in_a_pause_that_came_while_the_server_waited(driver):
     with driver.device.plane:
         driver.send(0, [], [6])
         time.sleep(0.05)  # for it to come as far as that
-        driver.device.held = True
+        driver.device.paused = True
     driver.plane.pause()
     time.sleep(0.02)
     assert driver.rings[0].used_index == 0
