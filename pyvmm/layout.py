@@ -70,6 +70,8 @@ FLAT_LOAD = HIGH_MEMORY
 HOLE_START = 0xC0000000
 """RAM beyond 3 GiB continues above 4 GiB; a quarter of the 32-bit space is left for devices."""
 HOLE_END = 1 << 32
+IOAPIC_PINS = 24
+"""Inputs of KVM's in-kernel IOAPIC, which are the first GSIs (Intel 82093AA data sheet, 2.4)."""
 VIRTIO_MMIO = 0xD0000000
 """The first virtio-mmio transport; the others follow, a page each."""
 VIRTIO_MMIO_SIZE = PAGE
@@ -77,7 +79,7 @@ VIRTIO_GSIS = (5, 6, 7, 10, 11, 3, 14, 15, 12, 13)
 """Their interrupts, in this order, then VIRTIO_HIGH_GSIS: pins of the I/O APIC that nothing else in this machine has,
 the ones last that a PC's mouse and coprocessor would have. A command line can announce no others: without ACPI a
 kernel knows just the 16 of ISA, as edges (MP specification 1.4, 4.3.4)."""
-VIRTIO_HIGH_GSIS = tuple(range(16, 24))
+VIRTIO_HIGH_GSIS = tuple(range(16, IOAPIC_PINS))
 PCI_WINDOW = 0xE0000000
 PCI_WINDOW_END = 0xFEC00000
 """Where memory BARs may be; they begin as firmware would leave them, one device after the other from PCI_WINDOW on."""

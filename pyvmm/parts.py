@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from pyvmm.virtio.faults import FaultPlan
 
 
-GSIS = 24
-"""Inputs of the I/O APIC (Intel 82093AA data sheet, 2.4)."""
-
-
 class Parts(Processors):
     """What `VM` has beside its lifecycle: devices, memory, console, what became of it; its base has the vCPUs."""
 
@@ -141,8 +137,8 @@ class Parts(Processors):
         """
         if (port is None) == (gpa is None):
             raise UsageError("a device is attached at a port or at a gpa: one of the two")
-        if irq is not None and not 0 <= irq < GSIS:
-            raise UsageError(f"interrupt {irq} (expected 0 to {GSIS - 1})")
+        if irq is not None and not 0 <= irq < layout.IOAPIC_PINS:
+            raise UsageError(f"interrupt {irq} (expected 0 to {layout.IOAPIC_PINS - 1})")
         how = device, port, gpa, device.length if length is None else length, irq
         if self._machine is None:
             self._own.append(how)

@@ -1,6 +1,6 @@
 """Where a VM's GSIs lead, and message signalled interrupts on GSIs of their own.
 
-Imports its neighbours in kvm/, events and errors. KVM has one table, which is always set whole (KVM API, 4.52):
+Imports its neighbours in kvm/, layout, events and errors. KVM has one table, which is always set whole (KVM API, 4.52):
 `Routing` keeps it. `MsiWires` carries the messages of one device: an eventfd for each, which KVM turns into an
 interrupt without anybody's help (an irqfd, 4.75).
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from threading import Lock
 
+from pyvmm import layout
 from pyvmm.errors import UsageError
 from pyvmm.events import EventFd
 from pyvmm.kvm.constants import (
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 PIC_PINS = 8
 """Of each of the two."""
-IOAPIC_PINS = 24
-"""Of KVM's I/O APIC. GSIs from here on are free for messages."""
 
 
 def pins() -> list[IrqchipRoute]:
@@ -45,7 +44,7 @@ def pins() -> list[IrqchipRoute]:
 
     As KVM's own default has it (Linux, arch/x86/kvm/irq_comm.c).
     """
-    routes = [IrqchipRoute(gsi, KVM_IRQCHIP_IOAPIC, gsi) for gsi in range(IOAPIC_PINS)]
+    routes = [IrqchipRoute(gsi, KVM_IRQCHIP_IOAPIC, gsi) for gsi in range(layout.IOAPIC_PINS)]
     for first, chip in ((0, KVM_IRQCHIP_PIC_MASTER), (PIC_PINS, KVM_IRQCHIP_PIC_SLAVE)):
         routes += [IrqchipRoute(first + pin, chip, pin) for pin in range(PIC_PINS)]
     return routes
@@ -65,7 +64,7 @@ class Routing:
         self._lock = Lock()
         self._pins = pins()
         self._messages: dict[int, MsiRoute] = {}
-        self._next = IOAPIC_PINS
+        self._next = layout.IOAPIC_PINS  # from here on they are free for messages
         self._free: list[int] = []
         self.limit = vm.check_extension(KVM_CAP_IRQ_ROUTING) - len(self._pins)
         """How many messages there may be: KVM counts routes, and a GSI is below as many."""
@@ -75,7 +74,7 @@ class Routing:
         with self._lock:
             if self._free:
                 return self._free.pop()
-            if self._next - IOAPIC_PINS >= self.limit:
+            if self._next - layout.IOAPIC_PINS >= self.limit:
                 raise UsageError(f"this host's KVM routes {self.limit} message signalled interrupts, not one more")
             self._next += 1
             return self._next - 1

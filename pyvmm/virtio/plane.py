@@ -1,6 +1,6 @@
 """The data plane of one device: the thread that serves its queues when the driver rings.
 
-Imports device, mmio's interface, events and threads. There is an eventfd for each queue, the doorbell: KVM signals it
+Imports events, threads and errors. There is an eventfd for each queue, the doorbell: KVM signals it
 when the guest writes QueueNotify (an ioeventfd), the transport where KVM does not. The thread waits for doorbells, for
 the descriptors that the device names, and for its deadline; and reminds the driver of interrupts that it does not
 acknowledge.
