@@ -25,7 +25,7 @@ from statistics import median
 
 from bench.boot import PV_FEATURES
 from bench.contenders import ROOT, build, guest
-from bench.record import write
+from bench.record import Bar, plot_pairs, write
 from bench.virtio import follow
 from pyvmm.images.newc import Archive
 
@@ -193,38 +193,19 @@ def table(samples: Samples) -> str:
 
 
 def plot(samples: Samples, path: Path) -> bool:
-    """The rates, each test's on its own scale, and the CPU times, as SVG; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
+    """The rates and the CPU times as SVG (see `plot_pairs`)."""
 
-    tests = TESTS[::-1]
-    figure, (rates, times) = plt.subplots(1, 2, figsize=(15, 2 + 0.4 * len(tests)), layout="constrained", sharey=True)
-    for number, (name, colour) in enumerate((("pyvmm", "#3367d6"), ("qemu", "#e8710a"))):
-        for row, test in enumerate(tests):
-            if name not in samples[test]:
-                continue
-            middle = median(result.rate for result in samples[test][name])
-            top = max(median(result.rate for result in found) for found in samples[test].values())
-            place = row + 0.4 * (1 - number)
-            drawn = rates.barh(place, middle / top, 0.38, color=colour, label=name if row == 0 else None)
-            rates.bar_label(drawn, [f"{middle:,.3g} {unit(test)}"], padding=3)
-            cpu = median(result.cpu for result in samples[test][name]) * 1e6
-            drawn = times.barh(place, cpu, 0.38, color=colour)
-            times.bar_label(drawn, [f"{cpu:.3g}"], padding=3)
-    rates.set_yticks([row + 0.2 for row in range(len(tests))], tests)
-    rates.set_title("rate in the guest (the longer bar of each pair is 1)")
-    figure.legend(loc="outside lower left")
-    times.set_xscale("log")
-    times.set_title("the VMM's CPU time for one operation, without its vCPU, µs")
-    for axis in (rates, times):
-        axis.margins(x=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
-    return True
+    def bars(test: str) -> dict[str, Bar]:
+        rates = {name: median(result.rate for result in found) for name, found in samples[test].items()}
+        top = max(rates.values(), default=1.0)
+        return {
+            name: Bar(f"{rate:,.3g} {unit(test)}", rate / top, median(one.cpu for one in samples[test][name]))
+            for name, rate in rates.items()
+        }
+
+    rows = [(test, bars(test)) for test in TESTS[::-1]]
+    rate = "rate in the guest (the longer bar of each pair is 1)"
+    return plot_pairs(path, rows, rate, "the VMM's CPU time for one operation, without its vCPU, µs")
 
 
 def main(arguments: list[str]) -> int:

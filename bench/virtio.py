@@ -26,7 +26,7 @@ from statistics import median
 
 from bench.boot import PV_FEATURES
 from bench.contenders import MEMORY, ROOT, build, environment, guest
-from bench.record import write
+from bench.record import Bar, plot_pairs, write
 from pyvmm import layout
 
 QUEUE_SIZE = 256
@@ -319,40 +319,21 @@ def table(samples: Samples) -> str:
 
 
 def plot(samples: Samples, path: Path) -> bool:
-    """The rates, each test's on its own scale, and the CPU times, as SVG; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
+    """The rates and the CPU times as SVG (see `plot_pairs`); of QEMU's variants each test's best."""
     tests = [test for test in TESTS if any(at == test for at, _ in samples.results)][::-1]
-    figure, (rates, times) = plt.subplots(1, 2, figsize=(15, 2 + 0.4 * len(tests)), layout="constrained", sharey=True)
-    for number, (prefix, colour) in enumerate((("pyvmm", "#3367d6"), ("qemu", "#e8710a"))):
-        for row, test in enumerate(tests):
-            name = samples.best(test, prefix)
-            if name is None:
-                continue
-            results = samples.results[test, name]
-            middle = median(result.rate for result in results)
-            top = max(samples.rate(at, other) for at, other in samples.results if at == test)
-            place = row + 0.4 * (1 - number)
-            drawn = rates.barh(place, middle / top, 0.38, color=colour, label=prefix if row == 0 else None)
-            rates.bar_label(drawn, [f"{middle:,.0f}"], padding=3)
-            cpu = median(result.cpu for result in results) * 1e6
-            drawn = times.barh(place, cpu, 0.38, color=colour)
-            times.bar_label(drawn, [f"{cpu:.3g}"], padding=3)
-    rates.set_yticks([row + 0.2 for row in range(len(tests))], tests)
-    rates.set_title("operations a second (the longer bar of each pair is 1)")
-    figure.legend(loc="outside lower left")
-    times.set_xscale("log")
-    times.set_title("CPU time of the data planes for one operation, µs")
-    for axis in (rates, times):
-        axis.margins(x=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
-    return True
+
+    def bars(test: str) -> dict[str, Bar]:
+        top = max(samples.rate(at, name) for at, name in samples.results if at == test)
+        found = {prefix: samples.best(test, prefix) for prefix in ("pyvmm", "qemu")}
+        return {prefix: bar(test, name, top) for prefix, name in found.items() if name is not None}
+
+    def bar(test: str, name: str, top: float) -> Bar:
+        rate = samples.rate(test, name)
+        return Bar(f"{rate:,.0f}", rate / top, median(result.cpu for result in samples.results[test, name]))
+
+    rows = [(test, bars(test)) for test in tests]
+    rate = "operations a second (the longer bar of each pair is 1)"
+    return plot_pairs(path, rows, rate, "CPU time of the data planes for one operation, µs")
 
 
 def main(arguments: list[str]) -> int:
