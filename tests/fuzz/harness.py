@@ -17,6 +17,7 @@ from tests.fuzz.guard import RANGES, Fault
 from tests.fuzz.kinds import TRANSPORT, Kinds
 from tests.fuzz.pciplayer import PciPlayer
 from tests.fuzz.player import Player
+from tests.support.clock import Clock
 
 LIMIT = 5.0
 """Seconds that a case may take: a thousand times what it does."""
@@ -26,16 +27,6 @@ GROWTH = 256 << 20
 
 class Hang(BaseException):
     """The time of a case is over. No exception that anybody may catch."""
-
-
-class Clock:
-    """Stands for the module `time` in what is tested: time goes on when a case says so."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def monotonic(self):
-        return self.now
 
 
 class Failure:

@@ -12,17 +12,11 @@ from pyvmm.virtio import rng, spec
 from pyvmm.virtio.faults import FaultPlan
 from pyvmm.virtio.plane import DataPlane
 from pyvmm.virtio.rng import LARGEST, RETRY, VirtioRng
+from tests.support.clock import Clock as Stopped
 from tests.support.virtiodriver import NEXT, WRITE, Driver
 
 
-class Clock:
-    def __init__(self, monkeypatch):
-        self.now = 1000.0
-        monkeypatch.setattr(rng, "time", self)
-
-    def monotonic(self):
-        return self.now
-
+class Clock(Stopped):
     def sleep(self, driver, seconds):
         """Let time pass as a data plane does, which wakes at each deadline."""
         end = self.now + seconds
@@ -36,7 +30,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    return Clock(monkeypatch)
+    clock = Clock()
+    monkeypatch.setattr(rng, "time", clock)
+    return clock
 
 
 class Source:

@@ -12,24 +12,15 @@ from pyvmm.errors import UsageError
 from pyvmm.virtio import spec, vsock, vsocktable
 from pyvmm.virtio.vsock import ASK_AGAIN, LINGER, PATIENCE, RETRY, TX, VirtioVsock
 from pyvmm.virtio.vsocktable import MAX_STREAMS, SMALL_WINDOW, WINDOW
+from tests.support.clock import stop_clock
 from tests.support.vsockdriver import ALLOC, CID, Guest, accept, call, listen
 
 RECEIVE, SEND = spec.VSOCK_SHUTDOWN_RECEIVE, spec.VSOCK_SHUTDOWN_SEND
 
 
-class Clock:
-    now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(vsock, "time", clock)
-    monkeypatch.setattr(sockets, "time", clock)
-    return clock
+    return stop_clock(monkeypatch, vsock, sockets)
 
 
 @pytest.fixture

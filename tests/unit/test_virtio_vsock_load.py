@@ -21,25 +21,16 @@ from pyvmm.virtio import spec, vsock
 from pyvmm.virtio.plane import DataPlane
 from pyvmm.virtio.vsock import BUDGET, EVENT, MAX_RESETS, RX, TX, VirtioVsock
 from pyvmm.virtio.vsocktable import MAX_STREAMS
+from tests.support.clock import stop_clock
 from tests.support.headers import macros
 from tests.support.vsockdriver import Guest, accept, call, listen
 
 BOTH = spec.VSOCK_SHUTDOWN_RECEIVE | spec.VSOCK_SHUTDOWN_SEND
 
 
-class Clock:
-    now = 1000.0
-
-    def monotonic(self):
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(vsock, "time", clock)
-    monkeypatch.setattr(sockets, "time", clock)
-    return clock
+    return stop_clock(monkeypatch, vsock, sockets)
 
 
 @pytest.fixture
