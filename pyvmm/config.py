@@ -10,7 +10,7 @@ import os
 
 from pyvmm import layout
 from pyvmm.errors import UsageError
-from pyvmm.hardware import Disk, Net, Port
+from pyvmm.hardware import Disk, Net, Port, one_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -203,10 +203,10 @@ class VmConfig:
         switch_interval: float | None = 50e-6,
     ) -> None:
         self.kernel = os.fspath(kernel)
-        self.kernel_format = _one_of("kernel format", kernel_format, KERNEL_FORMATS)
-        self.flat_mode = None if flat_mode is None else _one_of("flat mode", flat_mode, FLAT_MODES)
+        self.kernel_format = one_of("kernel format", kernel_format, KERNEL_FORMATS)
+        self.flat_mode = None if flat_mode is None else one_of("flat mode", flat_mode, FLAT_MODES)
         self.load_addr = load_addr
-        self.kernel_entry = _one_of("kernel entry", kernel_entry, KERNEL_ENTRIES)
+        self.kernel_entry = one_of("kernel entry", kernel_entry, KERNEL_ENTRIES)
         self.host_quirks = host_quirks
         self.initrd = None if initrd is None else os.fspath(initrd)
         self.append = append
@@ -216,8 +216,8 @@ class VmConfig:
         self.timeout = parse_duration(timeout) if isinstance(timeout, str) else timeout
         self.stuck = parse_duration(stuck) if isinstance(stuck, str) else stuck
         self.stuck_at_boot = stuck_at_boot
-        self.on_panic = _one_of("choice for a panic", on_panic, ON_PANIC)
-        self.fail_on = tuple(_one_of("complaint to fail on", name, FAIL_ON) for name in fail_on)
+        self.on_panic = one_of("choice for a panic", on_panic, ON_PANIC)
+        self.fail_on = tuple(one_of("complaint to fail on", name, FAIL_ON) for name in fail_on)
         self.symbols = None if symbols is None else os.fspath(symbols)
         self.memory_backing = memory_backing
         self.disks = tuple(disk if isinstance(disk, Disk) else Disk(disk) for disk in disks)
@@ -229,7 +229,7 @@ class VmConfig:
         self.vsock = vsock
         self.balloon = balloon
         self.virtio = tuple(virtio)
-        self.transport = _one_of("transport", transport, TRANSPORTS)
+        self.transport = one_of("transport", transport, TRANSPORTS)
         self.name = name
         self.faults = tuple(faults)
         self.fault_seed = fault_seed
@@ -271,9 +271,3 @@ class VmConfig:
         for name, seconds in (("stuck", self.stuck), ("stuck_at_boot", self.stuck_at_boot)):
             if seconds is not None and seconds <= 0:
                 raise UsageError(f"{name} of {seconds} s: expected more than 0")
-
-
-def _one_of(what: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise UsageError(f"unknown {what} {value!r} (expected {', '.join(choices)})")
-    return value

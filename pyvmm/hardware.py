@@ -58,8 +58,8 @@ class Disk:
         self.path = os.fspath(path)
         self.readonly = readonly
         self.overlay = overlay
-        self.format = _one_of("disk format", format, DISK_FORMATS)
-        self.cache = _one_of("cache mode", cache, CACHE_MODES)
+        self.format = one_of("disk format", format, DISK_FORMATS)
+        self.cache = one_of("cache mode", cache, CACHE_MODES)
         self.queues = queues
         self.serial = serial
         if not self.path:
@@ -99,7 +99,7 @@ class Net:
         pcap: str | os.PathLike[str] | None = None,
         spoof: bool = True,
     ) -> None:
-        self.kind = _one_of("network", kind, NET_KINDS)
+        self.kind = one_of("network", kind, NET_KINDS)
         self.target = target
         self.mac = mac
         self.mtu = mtu
@@ -212,7 +212,8 @@ class Balloon:
             raise UsageError(f"a balloon of {size} bytes (expected 0 or more)")
 
 
-def _one_of(what: str, value: str, choices: Sequence[str]) -> str:
+def one_of(what: str, value: str, choices: Sequence[str]) -> str:
+    """`value`, which is one of `choices`. Raises UsageError, which names `what` it is."""
     if value not in choices:
         raise UsageError(f"unknown {what} {value!r} (expected {', '.join(choices)})")
     return value
