@@ -61,7 +61,8 @@ static int echo(int fd)
 	return got > 0 && !all(fd, buffer, got);
 }
 
-/* One process for all who are to be echoed, one for each who is to be flooded; until somebody connects to QUIT. */
+/* One process for all who are to be echoed, one for each who is to be flooded; until somebody connects to QUIT. Says
+   "ready" when it listens. */
 static int serve(void)
 {
 	int poller = epoll_create1(0);
@@ -74,6 +75,8 @@ static int serve(void)
 			return fail("listen");
 		watch(poller, fd, port);
 	}
+	puts("ready");
+	fflush(stdout);
 	while (epoll_wait(poller, &event, 1, -1) == 1) {
 		int fd = event.data.u64 & 0xffffffff;
 		unsigned port = event.data.u64 >> 32;
