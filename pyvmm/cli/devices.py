@@ -24,9 +24,8 @@ FLAG = None
 
 def parse_disk(text: str) -> Disk:
     """PATH[,ro][,overlay][,format=raw][,cache=...][,queues=N][,serial=S]. Raises UsageError."""
-    path, *parts = split_commas(text)
     table: Table = {"ro": FLAG, "overlay": FLAG, "format": str, "cache": str, "queues": _number, "serial": str}
-    found = _sub_options(parts, table)
+    path, found = _path_first(text, table)
     if "ro" in found:
         found["readonly"] = found.pop("ro")
     return Disk(path, **found)
@@ -77,8 +76,7 @@ def parse_rng(text: str) -> Rng:
 
 def parse_share(text: str) -> Share:
     """DIR,tag=T[,ro]. Raises UsageError."""
-    path, *parts = split_commas(text)
-    found = _sub_options(parts, {"tag": str, "ro": FLAG})
+    path, found = _path_first(text, {"tag": str, "ro": FLAG})
     if "tag" not in found:
         raise UsageError(f"{text!r} (expected DIR,tag=NAME: by what name the guest mounts it)")
     return Share(path, found["tag"], readonly="ro" in found)
@@ -86,8 +84,8 @@ def parse_share(text: str) -> Share:
 
 def parse_vsock(text: str) -> Vsock:
     """PATH[,cid=N]. Raises UsageError."""
-    path, *parts = split_commas(text)
-    return Vsock(path, **_sub_options(parts, {"cid": _number}))
+    path, found = _path_first(text, {"cid": _number})
+    return Vsock(path, **found)
 
 
 def parse_balloon(text: str) -> Balloon:
@@ -136,6 +134,15 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER):
         raise UsageError(f"{text!r} is not a number")
     return int(text)
+
+
+def _path_first(text: str, table: Table) -> tuple[str, dict[str, Any]]:
+    """A path and the sub-options behind it. Raises UsageError, too, if the path seems to have been forgotten."""
+    path, *parts = split_commas(text)
+    name, equals, _ = path.partition("=")
+    if equals and name in table:
+        raise UsageError(f"{text!r} (expected a path before {name}=; ./{path} if that is one)")
+    return path, _sub_options(parts, table)
 
 
 def _sub_options(parts: list[str], table: Table) -> dict[str, Any]:

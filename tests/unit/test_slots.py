@@ -146,6 +146,7 @@ def test_a_disk_is_read_from_its_option():
         ("x,queues=17", "17 queues"),
         ("x,queues=-1", "not a number"),
         ("x,serial=" + "s" * 21, "up to 20 characters"),
+        ("format=raw,ro", "expected a path before format="),
     ],
 )
 def test_a_wrong_disk_is_refused(text, complaint):
@@ -221,12 +222,12 @@ def test_shares_vsock_and_balloon_are_read_from_their_options():
     share = parse_share("/a,,b,tag=t,ro")
     assert (share.path, share.tag, share.readonly) == ("/a,b", "t", True)
     assert not parse_share("/a,tag=t").readonly
-    for text in ("/a", ",tag=t", "/a,tag=", "/a,tag=t,rw", "/a,tag=" + "t" * 32, "/a,tag=\x7f"):
+    for text in ("/a", ",tag=t", "/a,tag=", "/a,tag=t,rw", "tag=t", "/a,tag=" + "t" * 32, "/a,tag=\x7f"):
         with pytest.raises(UsageError):
             parse_share(text)
     vsock = parse_vsock("/run/v,cid=77")
     assert (vsock.path, vsock.cid) == ("/run/v", 77) and parse_vsock("v").cid == 3
-    for text in ("", "v,cid=2", "v,cid=4294967295", "v,cid=x"):
+    for text in ("", "v,cid=2", "v,cid=4294967295", "v,cid=x", "cid=4"):
         with pytest.raises(UsageError):
             parse_vsock(text)
     assert parse_balloon("16M").size == 16 << 20
