@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    from pyvmm.runloop import Control
+    from pyvmm.steering import Control
 
     class Holder(Protocol):
         """What stops writing to the console, and goes on."""

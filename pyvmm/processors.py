@@ -13,22 +13,31 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvmm.kvm.exits import Exit
+    from pyvmm.config import VmConfig
+    from pyvmm.kvm.exits import Exit, InternalError
     from pyvmm.kvm.host import Host
     from pyvmm.kvm.registerview import Registers
     from pyvmm.kvm.vcpu import VcpuFd
+    from pyvmm.memory import GuestMemory
     from pyvmm.observe import ExitHooks, Hook
-    from pyvmm.runloop import Control, VcpuLoop
+    from pyvmm.runloop import Repair, VcpuLoop
+    from pyvmm.steering import Control
 
 
 class Processors:
     """What `VM` has of its vCPUs."""
 
+    config: VmConfig
     loops: tuple[VcpuLoop, ...]
     _control: Control
     _hooks: ExitHooks | None
     _host: Host | None
     _vcpus: tuple[VcpuFd, ...]
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's RAM."""
+        raise NotImplementedError
 
     @property
     def host(self) -> Host:
@@ -85,6 +94,22 @@ class Processors:
         if not finished:
             raise TimeLimitError(f"vCPU {vcpu} did not execute {count} instructions within {timeout:g} s")
         return which.registers
+
+    def _repair(self) -> Repair | None:
+        """What completes the instructions that this host's KVM refuses; None where it refuses none, or on request."""
+        quirks = self.host.quirks
+        if not (self.config.host_quirks and quirks.ring0_emulated and quirks.instructions_refused):
+            return None
+
+        features: dict[str, bool] = {}
+
+        def repair(vcpu: VcpuFd, exit: InternalError) -> bool:
+            # Imported here because most runs meet no such instruction.
+            from pyvmm.kvm.completion import complete
+
+            return complete(vcpu, exit, self.memory, features)
+
+        return repair
 
     def _no_step(self, vcpu: VcpuFd) -> str:
         """Why this host's KVM cannot step the vCPU's next instruction, or ""."""

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from pyvmm.runloop import Control, VcpuLoop
+    from pyvmm.runloop import VcpuLoop
+    from pyvmm.steering import Control
 
 
 class Steps:

@@ -17,8 +17,8 @@ import time
 
 from pyvmm import layout, threads
 from pyvmm.backends.capture import CaptureConsole
-from pyvmm.boot import LoadedKernel, Surroundings, load
 from pyvmm.boot.commandline import console_device
+from pyvmm.booting import Booting
 from pyvmm.config import VmConfig
 from pyvmm.consolelink import ConsoleLink
 from pyvmm.debug.diagnosis import Diagnosis
@@ -32,10 +32,10 @@ from pyvmm.errors import (
 )
 from pyvmm.guest.parts import GuestParts
 from pyvmm.machine import Machine
-from pyvmm.memory import GuestMemory
 from pyvmm.parts import Parts
-from pyvmm.runloop import STUCK_AFTER, Control, Outcome, VcpuLoop
-from pyvmm.slots import HVC, choose_transport, slots
+from pyvmm.runloop import Outcome, VcpuLoop
+from pyvmm.slots import HVC, slots
+from pyvmm.steering import STUCK_AFTER, Control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from typing import Any, Protocol, Self
 
     from pyvmm.attach import VirtioDevices
+    from pyvmm.boot import LoadedKernel
     from pyvmm.debug.report import CrashReport
-    from pyvmm.kvm.exits import InternalError
     from pyvmm.kvm.host import Host
     from pyvmm.kvm.vcpu import VcpuFd
     from pyvmm.kvm.vm import VmFd
+    from pyvmm.memory import GuestMemory
     from pyvmm.observe import Observer
-    from pyvmm.runloop import Repair
     from pyvmm.slots import Slot
     from pyvmm.snapshot.restore import Restoring
 
@@ -126,7 +126,7 @@ class VM(Parts, GuestParts):
         self._fd: VmFd | None = None
         self._host: Host | None = None
         self._vcpus: tuple[VcpuFd, ...] = ()
-        self._restoring: Restoring | None = None
+        self._origin: Booting | Restoring = Booting(config)
         self._process = 0
         self._started_at = 0.0
         self._ended_at = 0.0
@@ -151,7 +151,7 @@ class VM(Parts, GuestParts):
 
         restoring = Restoring(path, **others)
         vm = cls(config=restoring.config, console=console, observers=observers, paused=paused, say=say)
-        vm._restoring = restoring
+        vm._origin = restoring
         vm._guest_closers.append(restoring.close)
         return vm
 
@@ -161,7 +161,6 @@ class VM(Parts, GuestParts):
         Raises UsageError for a VM that does not run or cannot be saved, PyvmmError where the host cannot write it.
         """
         from pyvmm.kvm import Kvm
-        from pyvmm.kvm.assembly import guest_cpuid
         from pyvmm.snapshot.save import Subject, save
 
         running = self.state == "running"
@@ -170,14 +169,11 @@ class VM(Parts, GuestParts):
         try:
             if self.state != "paused" or self._fd is None or self.loaded is None:
                 raise UsageError(f"only a VM that runs can be saved: this one is {self.state}")
-            config, fd, vcpus = self.config, self._fd, self._vcpus
             with Kvm() as kvm:
-                if self._restoring is not None:
-                    source, cpuid = self._restoring.path, self._restoring.cpuid
-                else:
-                    source, cpuid = "", guest_cpuid(kvm, fd, config.cpus, config.cpu, self.host.without)
-                parts = (kvm, fd, vcpus, cpuid, self.machine, self.memory, self._virtio, source)
-                save(os.fspath(path), Subject(config, self.loaded, self._transport, *parts))
+                cpuid = self._origin.cpuid(kvm, self._fd, self.host)
+                parts = (kvm, self._fd, self._vcpus, cpuid, self.machine, self.memory, self._virtio)
+                subject = Subject(self.config, self.loaded, self._transport, *parts, self._origin.source)
+                save(os.fspath(path), subject)
         finally:
             if running:
                 self.resume()
@@ -216,33 +212,15 @@ class VM(Parts, GuestParts):
         if self.loaded is None:
             self._diagnosis.open()
             self._find_slots()
-            ram = layout.ram_ranges(self.config.mem)
-            restoring = self._restoring
-            if restoring is None:
-                self._memory = memory = GuestMemory.allocate(ram, self.config.memory_backing)
-            else:
-                self._memory = memory = restoring.memory()
+            self._memory = memory = self._origin.memory()
             self._guest_closers.append(memory.close)
-            self.loaded = restoring.loaded if restoring else load(self.config, memory, self._surroundings())
+            self.loaded = self._origin.load(memory, self._slots, self._transport, self.host)
         return self.loaded
 
     def _find_slots(self) -> None:
         if not self._transport:
-            restoring = self._restoring
-            self._transport = choose_transport(self.config) if restoring is None else restoring.transport
+            self._transport = self._origin.transport()
             self._slots = slots(self.config, self._transport)
-
-    def _surroundings(self) -> Surroundings:
-        """What the kernel is told of host and machine."""
-        found, pci = self._slots, bool(self._slots) and self._transport == "pci"
-        mmio = [] if pci else found
-        return Surroundings(
-            emulated=bool(self.host.quirks.ring0_emulated),
-            helps=self.host.linux_options,
-            devices=[slot.word for slot in mmio],
-            virtio_mmio=[(slot.gpa, layout.VIRTIO_MMIO_SIZE, slot.gsi) for slot in mmio],
-            pci=[slot.device for slot in found if slot.device is not None] if pci else None,
-        )
 
     def start(self) -> None:
         """Create the VM, load the kernel and let the vCPUs run (or stand, if made with `paused=True`)."""
@@ -258,7 +236,7 @@ class VM(Parts, GuestParts):
 
     def _create(self) -> None:
         from pyvmm.kvm import Kvm
-        from pyvmm.kvm.assembly import create_vcpus, create_vm
+        from pyvmm.kvm.assembly import create_vm
 
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
@@ -269,7 +247,7 @@ class VM(Parts, GuestParts):
             self._virtio = VirtioDevices(self.config, self._slots, self._say, lambda: self._control.over)
             self._host_closers.append(self._virtio.close)
             self._virtio.open()
-        loaded = self.load()
+        self.load()
         self._fd = fd = create_vm(kvm, self.memory.regions)
         self._guest_closers.append(fd.close)
         ram = layout.ram_ranges(self.config.mem)
@@ -281,13 +259,9 @@ class VM(Parts, GuestParts):
 
             self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd))
         self.machine.serial.on_input_drained = self.console.input_ready
-        if self._restoring is None:
-            self._vcpus = create_vcpus(kvm, fd, self.config.cpus, self.config.cpu, self.host.without, loaded.state)
-        else:
-            self._vcpus = self._restoring.create_vcpus(kvm, fd)
+        self._vcpus = self._origin.create_vcpus(kvm, fd, self.host)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
-        if self._restoring is not None:
-            self._restoring.restore(fd, self._vcpus, self.machine, self._virtio)
+        self._origin.fill(fd, self._vcpus, self.machine, self._virtio)
 
     def _spawn(self) -> None:
         self.loops = tuple(
@@ -308,11 +282,11 @@ class VM(Parts, GuestParts):
         self._control.steer(self._vcpus)
         self._announce("paused" if self._paused else "running")
         if self._virtio is not None:
-            if self._restoring is not None and self._paused:
+            if self._paused:
                 self._virtio.pause()
             self._virtio.start()
-            if self._restoring is not None and not self._paused:
-                self._virtio.resume()
+            if not self._paused:
+                self._virtio.resume()  # a guest that was saved may wait for what it has asked for
         waiting = list(self.loops)
         try:
             self._diagnose()
@@ -341,22 +315,6 @@ class VM(Parts, GuestParts):
             if console_device(self.config.append) == HVC:
                 link.receive = port.receive
         return link
-
-    def _repair(self) -> Repair | None:
-        """What completes the instructions that this host's KVM refuses; None where it refuses none, or on request."""
-        quirks = self.host.quirks
-        if not (self.config.host_quirks and quirks.ring0_emulated and quirks.instructions_refused):
-            return None
-
-        features: dict[str, bool] = {}
-
-        def repair(vcpu: VcpuFd, exit: InternalError) -> bool:
-            # Imported here because most runs meet no such instruction.
-            from pyvmm.kvm.completion import complete
-
-            return complete(vcpu, exit, self.memory, features)
-
-        return repair
 
     def pause(self) -> None:
         """Return with every vCPU standing still and its state whole. Raises VcpuStuckError if one does not."""

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pyvmm.kvm.vm import VmFd
     from pyvmm.machine import Machine
     from pyvmm.memory import GuestMemory
-    from pyvmm.runloop import Control, VcpuLoop
+    from pyvmm.runloop import VcpuLoop
+    from pyvmm.steering import Control
 
     T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """Restoring a VM: its snapshot judged whole, then a VM made as ever, but with what was saved in it.
 
-Imports its neighbours, kvm and state. `Restoring` is what `pyvmm.vm` asks in the places where a VM that boots would
-allocate memory, load a kernel and start its processor.
+Imports its neighbours, kvm and state. `Restoring` has the methods of `pyvmm.booting.Booting`: `pyvmm.vm` asks it for
+memory, a kernel and processors that other VMs begin with anew.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from pyvmm.virtio.saving import restore_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from pyvmm.attach import VirtioDevices
     from pyvmm.kvm.entries import CpuidEntry
+    from pyvmm.kvm.host import Host
     from pyvmm.kvm.system import Kvm
     from pyvmm.kvm.vcpu import VcpuFd
     from pyvmm.kvm.vm import VmFd
     from pyvmm.machine import Machine
     from pyvmm.memory import GuestMemory
+    from pyvmm.slots import Slot
     from pyvmm.state import Kind
 
 _LOADED: dict[str, Kind] = {"path": Text(), "format": Text(), "entry": U64, "command_line": Maybe(Text(1 << 20))}
@@ -59,22 +62,21 @@ class SavedKernel(LoadedKernel):
 class Restoring:
     """The snapshot in the folder `path`, ready to become a VM. `others` are settings that shall be other than saved.
 
-    config     the VM's
-    transport  of its virtio devices
-    loaded     what is known of its kernel
+    config  the VM's
+    source  the folder
 
     Judges everything that can be without making a VM: raises LoadError, and UsageError for `others`. `close()` it.
     """
 
     def __init__(self, path: str | os.PathLike[str], **others: Any) -> None:
-        self.path = os.fspath(path)
+        self.source = os.fspath(path)
         self._memory_fd = -1
-        self._folder = Folder(self.path)
+        self._folder = Folder(self.source)
         try:
             self._judge(others)
         except StateError as error:
             self.close()
-            raise LoadError(self.path, str(error)) from error
+            raise LoadError(self.source, str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -83,38 +85,45 @@ class Restoring:
         state = self._folder.state
         if state.keys() != _PARTS:
             strange = sorted(state.keys() ^ _PARTS)
-            raise LoadError(self.path, f"its state has not the parts of one: {', '.join(strange)[:80]}")
-        self.config = config = make_config(state["config"], self.path, **others)
+            raise LoadError(self.source, f"its state has not the parts of one: {', '.join(strange)[:80]}")
+        self.config = config = make_config(state["config"], self.source, **others)
         if state["transport"] not in ("mmio", "pci", ""):
-            raise LoadError(self.path, "its state names no transport")
-        self.transport: str = state["transport"]
+            raise LoadError(self.source, "its state names no transport")
+        self._transport: str = state["transport"]
         loaded = judged("loaded", state["loaded"], _LOADED)
-        self.loaded = SavedKernel(**loaded)
+        self._loaded = SavedKernel(**loaded)
         if type(state["vcpus"]) is not list or len(state["vcpus"]) != config.cpus:
-            raise LoadError(self.path, f"its state is not that of {config.cpus} vCPUs")
+            raise LoadError(self.source, f"its state is not that of {config.cpus} vCPUs")
         self._vcpus = [judge_vcpu(vcpu, f"vCPU {index}") for index, vcpu in enumerate(state["vcpus"])]
         self._vm = judge_vm(state["vm"])
         for part in ("models", "virtio"):
             if type(state[part]) is not dict:
-                raise LoadError(self.path, f"its state has no {part}")
-        judge_disks(self.path, config.disks, state["disks"])
+                raise LoadError(self.source, f"its state has no {part}")
+        judge_disks(self.source, config.disks, state["disks"])
         self._ranges = layout.ram_ranges(config.mem)
         self._memory_fd = judge_memory(self._folder, state["memory"], self._ranges)
+
+    def transport(self) -> str:
+        """That of the virtio devices."""
+        return self._transport
 
     def memory(self) -> GuestMemory:
         """The VM's RAM: pages of the snapshot's until they are written to. Raises PyvmmError."""
         try:
             return map_memory(self._memory_fd, self._ranges)
         except (OSError, ValueError) as error:
-            raise PyvmmError(f"{self.path}: its memory cannot be mapped: {error}") from error
+            raise PyvmmError(f"{self.source}: its memory cannot be mapped: {error}") from error
 
-    @property
-    def cpuid(self) -> list[list[CpuidEntry]]:
+    def load(self, memory: GuestMemory, slots: Sequence[Slot], transport: str, host: Host) -> LoadedKernel:
+        """What is known of the kernel: `memory` has it."""
+        return self._loaded
+
+    def cpuid(self, kvm: Kvm, vm: VmFd, host: Host) -> list[list[CpuidEntry]]:
         """What the CPUID instruction answers on each vCPU."""
         return [cpuid_of(state) for state in self._vcpus]
 
-    def create_vcpus(self, kvm: Kvm, vm: VmFd) -> tuple[VcpuFd, ...]:
-        """The VM's vCPUs, as they will be when `restore()` has been called. Raises LoadError for another host's."""
+    def create_vcpus(self, kvm: Kvm, vm: VmFd, host: Host) -> tuple[VcpuFd, ...]:
+        """The VM's vCPUs, as they will be when `fill()` has been called. Raises LoadError for another host's."""
         self._judge_features(kvm)
         return tuple(vm.create_vcpu(index) for index in range(self.config.cpus))
 
@@ -125,9 +134,9 @@ class Restoring:
         missing = missing_features(cpuid_of(self._vcpus[0]), kvm.supported_cpuid())
         if missing:
             problem = f"its guest was shown CPU features that this host does not have: {', '.join(missing[:8])}"
-            raise LoadError(self.path, problem)
+            raise LoadError(self.source, problem)
 
-    def restore(self, fd: VmFd, vcpus: tuple[VcpuFd, ...], machine: Machine, virtio: VirtioDevices | None) -> None:
+    def fill(self, fd: VmFd, vcpus: tuple[VcpuFd, ...], machine: Machine, virtio: VirtioDevices | None) -> None:
         """Put everything into the VM, which has been made and has not run. Raises LoadError, KvmError.
 
         Processors first, then chips, which may have something for them, then devices, which set their lines again.
@@ -141,7 +150,7 @@ class Restoring:
                 self._restore_virtio(virtio)
             tell_stopped(vcpus)
         except StateError as error:
-            raise LoadError(self.path, str(error)) from error
+            raise LoadError(self.source, str(error)) from error
 
     def _restore_models(self, machine: Machine, virtio: VirtioDevices | None) -> None:
         saved: dict[str, Any] = self._folder.state["models"]

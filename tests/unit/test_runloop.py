@@ -7,7 +7,8 @@ import pytest
 from pyvmm.bus import Bus
 from pyvmm.errors import VcpuStuckError
 from pyvmm.kvm.exits import FailEntry, InternalError, Mmio, Pio, Shutdown, Unknown
-from pyvmm.runloop import HISTORY, Control, Outcome, VcpuLoop, debug_exit
+from pyvmm.runloop import HISTORY, Outcome, VcpuLoop, debug_exit
+from pyvmm.steering import Control
 from pyvmm.testing.scripted import ScriptedVcpu
 
 LIMIT = 10

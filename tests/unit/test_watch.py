@@ -31,7 +31,8 @@ from pyvmm.debug.watch import (
     verdict,
 )
 from pyvmm.errors import UsageError, VcpuStuckError
-from pyvmm.runloop import Control, Outcome, VcpuLoop
+from pyvmm.runloop import Outcome, VcpuLoop
+from pyvmm.steering import Control
 from pyvmm.testing.scripted import ScriptedVcpu
 
 VMCALL = b"\x0f\x01\xc1"
