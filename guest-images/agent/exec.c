@@ -3,14 +3,17 @@
 #include "agent.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { HELLO, START, STARTED, FAILED, DATA, CREDIT, SIGNAL, SIZE, EXITED, CLOSE };
+enum { HELLO, START, STARTED, FAILED, DATA, CREDIT, SIGNAL, SIZE, EXITED, CLOSE, MOUNT, ROOT, DONE };
 enum { HEADER = 8, PAYLOAD = 128 << 10, WORDS = 4096, OUT_SIZE = 64 << 10, RESERVE = 8 << 10 };
 
 struct frame {
@@ -125,6 +128,50 @@ static void start(unsigned id, unsigned char *data, size_t length)
 	put_number(STARTED, 0, id, process->pid);
 }
 
+/* `path`, and the folders on the way to it. One that cannot be made is told by whoever needs it. */
+static void make_folder(char *path)
+{
+	for (char *at = path; *at; at++)
+		if (*at == '/' && at > path) {
+			*at = 0;
+			mkdir(path, 0755);
+			*at = '/';
+		}
+	mkdir(path, 0755);
+}
+
+/* A MOUNT's payload: flags, then strings: what, where, type, options. Without a type the folder is all that is made. */
+static int do_mount(unsigned char *data, size_t length)
+{
+	char *words[4], *at = (char *)data + 4, *end = (char *)data + length;
+	uint32_t flags;
+	int folder;
+	if (length <= 4 || end[-1])
+		return EPROTO;
+	memcpy(&flags, data, sizeof flags);
+	for (int word = 0; word < 4; word++, at += strlen(at) + 1) {
+		if (at >= end)
+			return EPROTO;
+		words[word] = at;
+	}
+	make_folder(words[1]);
+	if (*words[2])
+		return mount(words[0], words[1], words[2], flags, words[3]) ? errno : 0;
+	folder = open(words[1], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (folder < 0)
+		return errno;
+	close(folder);
+	return 0;
+}
+
+/* What is mounted at `path` becomes the root file system of the agent and of every command, as switch_root(8) does. */
+static int change_root(const char *path, size_t length)
+{
+	if (!length || path[length - 1])
+		return EPROTO;
+	return chdir(path) || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/") ? errno : 0;
+}
+
 static void obey(const struct frame *frame, unsigned char *data)
 {
 	struct process *process = find(frame->process);
@@ -135,6 +182,10 @@ static void obey(const struct frame *frame, unsigned char *data)
 		hello(data, frame->length < 16 ? frame->length : 16);
 	else if (frame->kind == START)
 		start(frame->process, data, frame->length);
+	else if (frame->kind == MOUNT)
+		put_number(DONE, 0, frame->process, do_mount(data, frame->length));
+	else if (frame->kind == ROOT)
+		put_number(DONE, 0, frame->process, change_root((char *)data, frame->length));
 	else if (!process)
 		return; /* it has just ended */
 	else if (frame->kind == DATA && frame->length && process_feed(process, data, frame->length))

@@ -78,6 +78,7 @@ int pipe2(int ends[2], int flags) { return CALL(SYS_pipe2, ends, flags, 0, 0, 0)
 int access(const char *path, int mode) { return CALL(SYS_access, path, mode, 0, 0, 0); }
 int mkdir(const char *path, mode_t mode) { return CALL(SYS_mkdir, path, mode, 0, 0, 0); }
 int chdir(const char *path) { return CALL(SYS_chdir, path, 0, 0, 0, 0); }
+int chroot(const char *path) { return CALL(SYS_chroot, path, 0, 0, 0, 0); }
 pid_t setsid(void) { return CALL(SYS_setsid, 0, 0, 0, 0, 0); }
 pid_t getpid(void) { return CALL(SYS_getpid, 0, 0, 0, 0, 0); }
 int setuid(uid_t uid) { return CALL(SYS_setuid, uid, 0, 0, 0, 0); }

@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 
-from pyvmm.errors import PyvmmError, TimeLimitError, UsageError
+from pyvmm.errors import GuestAgentError, PyvmmError, TimeLimitError, UsageError
 from pyvmm.guest import frames
 from pyvmm.guest.process import STDERR, GuestProcess
 
@@ -39,6 +39,9 @@ class ExecChannel:
         self._answered = threading.Event()
         self._token = b""
         self._over = ""
+        self._done = threading.Condition()
+        self._asked = 0
+        self._results: dict[int, int | None] = {}
 
     def open(self, timeout: float | None = 30.0) -> None:
         """Agree with the agent where to begin; what it ran for somebody else is killed.
@@ -62,6 +65,7 @@ class ExecChannel:
         user: str = "",
         terminal: tuple[int, int] | None = None,
         timeout: float | None = 30.0,
+        kind: type[GuestProcess] = GuestProcess,
     ) -> GuestProcess:
         """Start a command; returns when it runs.
 
@@ -69,6 +73,7 @@ class ExecChannel:
         cwd       folder to start in; "" is the agent's own, /
         user      name or number of whom it runs as; "" is the agent's own, root
         terminal  rows and columns of a terminal for it, on which all three streams are
+        kind      the class of what is returned
 
         Raises GuestAgentError, with its `errno`, if the guest cannot; UsageError for what cannot be meant.
         """
@@ -80,7 +85,7 @@ class ExecChannel:
                 raise UsageError(f"{PROCESSES} commands run in the guest already")
             while self._next in self._processes:
                 self._next = self._next + 1 & 0xFFFF
-            process = GuestProcess(self, self._next, args)
+            process = kind(self, self._next, args)
             if terminal is not None:
                 process._raw[STDERR]._ended = True
             self._processes[self._next] = process
@@ -92,6 +97,45 @@ class ExecChannel:
             self._forget(number, tell=False)
             raise
         return process
+
+    def mount(
+        self, source: str, target: str, type: str, options: str = "", flags: int = 0, timeout: float | None = 60.0
+    ) -> None:
+        """Have the agent mount something, as mount(2) does, on the folder `target`, which it makes.
+
+        Without a `type` the folder is all that is made. Raises GuestAgentError with its `errno`, TimeLimitError.
+        """
+        words = (source, target, type, options)
+        if any("\0" in word for word in words) or sum(map(len, words)) > frames.LONGEST // 8:
+            raise UsageError(f"a mount of {source[:80]!r} on {target[:80]!r} (expected paths)")
+        data = frames.NUMBER.pack(flags) + b"".join(os.fsencode(word) + b"\0" for word in words)
+        what = f"mount {type} on {target}" if type else f"have the folder {target}"
+        self._ask(frames.MOUNT, data, f"the guest could not {what}", timeout)
+
+    def change_root(self, path: str, timeout: float | None = 60.0) -> None:
+        """Make what is mounted at `path` the root file system of the agent and all its commands.
+
+        Raises GuestAgentError with its `errno`, TimeLimitError.
+        """
+        data = os.fsencode(path) + b"\0"
+        self._ask(frames.ROOT, data, f"the guest could not make {path} its root file system", timeout)
+
+    def _ask(self, kind: int, data: bytes, failure: str, timeout: float | None) -> None:
+        with self._done:
+            self._asked = number = self._asked + 1 & 0xFFFF
+            self._results[number] = None
+        try:
+            self._send(frames.frame(kind, number, data))
+            with self._done:
+                if not self._done.wait_for(lambda: self._results[number] is not None or self._over, timeout):
+                    raise TimeLimitError(f"{failure} within {timeout:g} s")
+        finally:
+            with self._done:
+                result = self._results.pop(number)
+        if result is None:
+            raise PyvmmError(self._over)
+        if result:
+            raise GuestAgentError(f"{failure}: {os.strerror(result)}", errno=result)
 
     def _send(self, data: bytes) -> None:
         with self._sending:
@@ -122,6 +166,8 @@ class ExecChannel:
             self._processes.clear()
         for process in left:
             process._lose(why)
+        with self._done:
+            self._done.notify_all()
         self._answered.set()
 
     def _take(self, kind: int, number: int, stream: int, payload: bytes) -> None:
@@ -130,6 +176,12 @@ class ExecChannel:
                 self.version = payload[len(self._token) :].decode("utf-8", "replace")
                 self._answered.set()
             return  # what somebody else was told
+        if kind == frames.DONE:
+            with self._done:
+                if number in self._results:
+                    self._results[number] = frames.NUMBER.unpack_from(payload)[0]
+                    self._done.notify_all()
+            return
         with self._lock:
             process = self._processes.get(number)
         if process is not None:

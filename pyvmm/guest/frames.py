@@ -13,6 +13,10 @@ A frame is a header and `length` bytes: kind, stream (0 stdin, 1 stdout, 2 stder
     SIZE     of its terminal: rows, columns
     EXITED   exit status and signal; of its streams there may be more to come
     CLOSE    kill what is left of it and forget it
+    MOUNT    to the guest, of no process: flags of mount(2), then what, where, type and options, a NUL behind each. The
+             folder is made; without a type that is all
+    ROOT     to the guest: what is mounted at this path, a NUL behind it, becomes the root of the agent and all commands
+    DONE     errno, or 0: the answer to these two, by the number that they had
 
 Numbers are little-endian. Nobody sends more than the other side has said that it has room for, so a port never
 stands still for one stream that is not read.
@@ -22,7 +26,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-HELLO, START, STARTED, FAILED, DATA, CREDIT, SIGNAL, SIZE, EXITED, CLOSE = range(10)
+HELLO, START, STARTED, FAILED, DATA, CREDIT, SIGNAL, SIZE, EXITED, CLOSE, MOUNT, ROOT, DONE = range(13)
 HEADER = Struct("<BBHI")
 START_HEAD = Struct("<HHHHII")
 NUMBER = Struct("<I")

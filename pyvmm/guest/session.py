@@ -8,6 +8,7 @@ import time
 from pyvmm.errors import TimeLimitError, UsageError
 from pyvmm.guest.agent import GuestAgent
 from pyvmm.guest.channel import ExecChannel
+from pyvmm.guest.process import GuestProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pyvmm.guest.completed import Completed, Stream
-    from pyvmm.guest.process import GuestProcess
 
 READY_WAIT = 120.0
 """Seconds that a guest has until its agent answers. A boot takes ten where the host emulates ring 0, on a quiet one."""
@@ -101,12 +101,26 @@ class Guest:
         cwd: str = "",
         user: str = "",
         terminal: tuple[int, int] | None = None,
+        kind: type[GuestProcess] = GuestProcess,
     ) -> GuestProcess:
         """Start a command and return with its streams; see `ExecChannel.popen`. Needs pyvmm's own agent."""
+        self._own_agent("streams of commands")
+        return self._channel.popen(args, env=env, cwd=cwd, user=user, terminal=terminal, kind=kind)
+
+    def mount(self, source: str, target: str, type: str, options: str = "", flags: int = 0) -> None:
+        """Have the guest mount something; see `ExecChannel.mount`. Needs pyvmm's own agent."""
+        self._own_agent("mounts")
+        self._channel.mount(source, target, type, options, flags)
+
+    def change_root(self, path: str) -> None:
+        """Give the agent and its commands another root file system; see `ExecChannel.change_root`."""
+        self._own_agent("another root file system")
+        self._channel.change_root(path)
+
+    def _own_agent(self, what: str) -> None:
         self.wait_ready()
         if not self.own:
-            raise UsageError("streams of commands need pyvmm's own agent in the guest (docs/exec.md)")
-        return self._channel.popen(args, env=env, cwd=cwd, user=user, terminal=terminal)
+            raise UsageError(f"{what} in the guest need pyvmm's own agent there (docs/exec.md)")
 
     def push(self, local: str | os.PathLike[str], remote: str, timeout: float | None = 60.0) -> None:
         """Copy the host's file `local` to `remote` in the guest."""

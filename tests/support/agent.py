@@ -57,13 +57,13 @@ class SocketStream:
 class HostAgent:
     """The agent, running; `agent` and `exec` are the streams of its two ports."""
 
-    def __init__(self, program: str | None = None) -> None:
+    def __init__(self, program: str | None = None, wrapper: tuple[str, ...] = ()) -> None:
         self.agent, self._first = self._pair()
         self.exec, self._second = self._pair()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         ends = (self._first.fileno(), self._second.fileno())
         self.process = subprocess.Popen(
-            [program or build(), *map(str, ends)],
+            [*wrapper, program or build(), *map(str, ends)],
             pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=self.errors,

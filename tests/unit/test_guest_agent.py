@@ -292,3 +292,52 @@ def test_random_frames_never_end_it(host, rounds):
     host.exec.send(bytes(200_000))  # the end of whatever frame it may wait for
     guest = Guest(host.agent, host.exec)
     guest.agent.ping()
+
+
+def test_mounts_and_roots_that_cannot_be_say_why(guest, tmp_path):
+    folder = tmp_path / "a/b"
+    guest.mount("", str(folder), "")  # no type: the folder and nothing else
+    assert folder.is_dir()
+    (tmp_path / "file").touch()
+    for target, type, said in [
+        (tmp_path / "file", "", "have the folder .*/file: Not a directory"),
+        (tmp_path / "file/folder", "", "Not a directory"),
+        (folder, "no-such-type", "mount no-such-type on .*/b: (No such device|Operation not permitted)"),
+    ]:
+        with pytest.raises(GuestAgentError, match=f"the guest could not .*{said}") as caught:
+            guest.mount("", str(target), type)
+        assert caught.value.errno
+    with pytest.raises(GuestAgentError, match="its root file system: No such file") as caught:
+        guest.change_root(str(tmp_path / "nothing"))
+    assert caught.value.errno == 2
+    for words in (("a\0b", "/", "t"), ("a", "/" * 200_000, "t")):
+        with pytest.raises(UsageError, match="expected paths"):
+            guest.mount(*words)
+    assert guest.exec(["true"]).returncode == 0
+
+
+@pytest.mark.parametrize("kind", [frames.MOUNT, frames.ROOT])
+@pytest.mark.parametrize("data", [b"", b"\0\0\0\0", b"\0\0\0\0a", b"\0\0\0\0a\0b\0c\0"])
+def test_half_a_mount_is_refused(host, guest, kind, data):
+    with pytest.raises(GuestAgentError) as caught:
+        guest._channel._ask(kind, data, "no", 10)
+    assert caught.value.errno == (71 if kind == frames.MOUNT or not data or data[-1] else 2)
+
+
+@pytest.mark.needs("root")
+def test_a_root_is_the_agents_and_its_commands(tmp_path):
+    """In mount namespaces of its own: nothing of this host's changes."""
+    agent = HostAgent(wrapper=("unshare", "--mount", "--propagation", "private"))
+    guest = Guest(agent.agent, agent.exec)
+    guest.wait_ready(10)
+    root = tmp_path / "root"
+    guest.mount("/", str(root), "none", flags=0x1000)  # MS_BIND
+    guest.mount("", str(root / tmp_path.relative_to("/") / "made"), "")
+    guest.change_root(str(root))
+    done = guest.exec(["sh", "-c", "pwd; echo /*; id -un"], user="nobody", cwd="/usr")
+    assert done.text.split("\n")[0] == "/usr" and " /usr" in done.text and done.text.endswith("\nnobody\n")
+    assert (tmp_path / "made").is_dir()
+    assert guest.exec(["unshare", "--user", "true"]).returncode == 0  # which is refused below a chroot
+    with pytest.raises(GuestAgentError, match="No such file"):
+        guest.exec([str(root / "bin/sh")])
+    agent.close()
