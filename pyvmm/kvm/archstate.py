@@ -16,6 +16,7 @@ The vCPUs stand still, each with its last instruction completed (see `runloop`).
 from __future__ import annotations
 
 from pyvmm.errors import KvmError
+from pyvmm.layout import IOAPIC_PINS
 from pyvmm.kvm.constants import (
     KVM_CAP_SREGS2,
     KVM_IRQCHIP_IOAPIC,
@@ -160,13 +161,20 @@ def judge_vm(state: Any) -> dict[str, Any]:
 def restore_vm(vm: VmFd, state: dict[str, Any]) -> None:
     """Be as `judge_vm` found `state`; the vCPUs have been restored. Raises StateError, KvmError.
 
-    The chips come behind the local APICs: what waits in the I/O APIC is delivered again.
+    The chips come behind the local APICs: what waits in the I/O APIC is delivered again. Then every line is low, and
+    the devices that hold theirs up raise it again. One that stayed up, as of a pulse that was saved between its two
+    edges, would swallow the next pulse.
     """
+    high = 0
     for which, chip in CHIPS.items():
         saved = _fill(vm.get_irqchip(chip), state[which], f"VM: {which}")
         if saved.chip_id != chip:
             raise StateError(f"VM: {which} is the state of another chip")
         vm.set_irqchip(saved)
+        high |= saved.chip.ioapic.irr if which == "ioapic" else saved.chip.pic.last_irr << 8 * (which == "pic2")
+    for gsi in range(IOAPIC_PINS):
+        if high >> gsi & 1:
+            vm.irq_line(gsi, False)
     vm.set_pit2(_fill(vm.get_pit2(), state["pit"], "VM: pit"))
     vm.set_clock(ffi.new("struct kvm_clock_data *", {"clock": state["clock"]}))
 

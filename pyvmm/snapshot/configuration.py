@@ -5,7 +5,7 @@ Imports config, hardware and errors. The classes judge what they are made of the
 
 from __future__ import annotations
 
-from pyvmm.config import VmConfig
+from pyvmm.config import AGENT_PORTS, VmConfig
 from pyvmm.errors import LoadError, UsageError
 from pyvmm.hardware import Balloon, Disk, Net, Port, Rng, Share, Vsock
 
@@ -66,6 +66,8 @@ def make_config(saved: Any, path: str, **others: Any) -> VmConfig:
     try:
         settings = {name: _make(name, value) for name, value in saved.items() if name not in _FORGOTTEN}
         settings["net"] = settings.pop("nets")
+        if settings["agent"]:  # which brings its ports by itself
+            settings["ports"] = [port for port in settings["ports"] if port.name not in AGENT_PORTS]
         before = VmConfig(**settings)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise LoadError(path, f"its state has no good configuration: {error}") from error

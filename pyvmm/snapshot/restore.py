@@ -162,15 +162,20 @@ class Restoring:
 
     def _restore_virtio(self, virtio: VirtioDevices) -> None:
         from pyvmm.virtio.block import VirtioBlock
+        from pyvmm.virtio.net import VirtioNet
 
         saved: dict[str, Any] = self._folder.state["virtio"]
-        disks = iter(self._folder.state["disks"])
+        disks, nets = iter(self._folder.state["disks"]), iter(self.config.nets)
         if [device.name for device in virtio.devices] != list(saved):
             raise StateError("it has other virtio devices than its configuration")
         for device, transport in virtio.saved_with():
             if isinstance(device, VirtioBlock):
                 restore_disk(self._folder, device, next(disks))
             restore_device(device, transport, saved[device.name])
+            if isinstance(device, VirtioNet):
+                mac = next(nets).mac
+                if mac is not None and mac != device.mac:
+                    device.readdress(mac)
 
     def close(self) -> None:
         """Let go of the folder's files; memory that was mapped stays. A second call does nothing."""

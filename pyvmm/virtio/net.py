@@ -12,7 +12,7 @@ import time
 from struct import Struct
 
 from pyvmm.errors import BackendError, UsageError
-from pyvmm.state import FLAG
+from pyvmm.state import FLAG, Bytes
 from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.netbuffers import ReceiveBuffers
 from pyvmm.virtio.netfeatures import guest_offloads, offered, valid
@@ -68,7 +68,7 @@ class VirtioNet(VirtioDevice):
     """
 
     device_id = ID_NET
-    STATE = {"_mac": ADDRESS, "_unplugged": FLAG}
+    STATE = {"_mac": ADDRESS, "_former": Bytes(limit=MAC, container=bytes), "_unplugged": FLAG}
 
     DROPS = ("short", "oversize", "header", "spoofed", "filtered", "no room", "no link", "fault")
     """Why a frame is dropped. "no room": in the receive buffers; "header": it asks for what cannot be."""
@@ -94,6 +94,7 @@ class VirtioNet(VirtioDevice):
         self._backend = backend
         self._header = NET_HDR_LENGTH if backend.vnet_header else 0  # bytes of it in the back-end's frames
         self._mac = mac
+        self._former = b""  # an address that the driver may still take for the device's
         self._mtu = mtu
         self._spoof = spoof
         self._report = report
@@ -147,6 +148,23 @@ class VirtioNet(VirtioDevice):
             if self.live:
                 self.ring(RECEIVE)  # what the data plane waits for is another thing now
 
+    @property
+    def mac(self) -> bytes:
+        """The device's address, 6 bytes; the driver may have chosen another one."""
+        return self._mac
+
+    def readdress(self, mac: bytes) -> None:
+        """Be the station `mac` from now on, 6 bytes: a clone of a VM in a network where the other one is.
+
+        Drivers look at the address when they are bound to the device (5.1.5): until the next reset the one before
+        is the device's as well. Nothing is being served.
+        """
+        self._former = self._former or self._mac
+        if self._filter.mac == self._mac:
+            self._filter.mac = mac
+        self._mac = mac
+        self.config_changed()
+
     def activate(self) -> None:
         """Have the back-end leave to the driver what it takes."""
         self._set_offloads(self.features)
@@ -160,6 +178,7 @@ class VirtioNet(VirtioDevice):
 
     def discard(self) -> None:
         """5.1.6.5.2.1: the filter too is as at first."""
+        self._former = b""
         self._forget_driver()
         self._set_offloads(0)
 
@@ -271,7 +290,7 @@ class VirtioNet(VirtioDevice):
         header = transmitted(data[:NET_HDR_LENGTH], len(frame), self.features)
         if header is None:
             return "header"
-        if not self._spoof and frame[MAC : 2 * MAC] != self._mac:
+        if not self._spoof and frame[MAC : 2 * MAC] not in (self._mac, self._former):
             return "spoofed"
         if not self.link:
             return "no link"
@@ -315,7 +334,7 @@ class VirtioNet(VirtioDevice):
             reason = "oversize"
         elif self._unplugged:
             reason = "no link"
-        elif not self._filter.accepts(bytes(payload[:MAC])):
+        elif payload[:MAC] != self._former and not self._filter.accepts(bytes(payload[:MAC])):
             reason = "filtered"
         else:
             return self._put(queue, header, payload, frame)

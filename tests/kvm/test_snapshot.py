@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ from pyvmm import VM, Disk
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.errors import LoadError, PyvmmError, UsageError
 from pyvmm.images import guest
+from pyvmm.kvm.archstate import CHIPS, judge_vm, restore_vm, save_vm
 from pyvmm.layout import VIRTIO_MMIO
 from tests.support import guests
+from tests.support.tinyvm import tiny_vm
 
 pytestmark = pytest.mark.needs("kvm")
 
@@ -63,7 +66,8 @@ def moved(vm: VM, folder: Path, pause: float, most: int = 400) -> tuple[str, int
 
 @pytest.mark.needs("gcc")
 @pytest.mark.parametrize(
-    ("name", "settings"), [("lapic-timer", {}), ("hlt-pit", {}), ("paging", {}), ("outs", {}), ("smp", {"cpus": 2})]
+    ("name", "settings"),
+    [("lapic-timer", {}), ("hlt-pit", {}), ("paging", {}), ("outs", {}), ("smp", {"cpus": 2, "append": "2"})],
 )
 def test_a_guest_that_moves_all_the_time_prints_what_it_prints_at_rest(
     name: str, settings: dict[str, Any], tmp_path: Path
@@ -99,6 +103,18 @@ def test_requests_and_interrupts_of_a_disk_survive_moves(
     text, status, moves = moved(vm, tmp_path, pause, 20)
     assert status == 0, text
     assert moves > 0
+
+
+def test_a_pulse_that_was_saved_half_way_swallows_no_other() -> None:
+    """An edge of an irqfd is two calls inside KVM, and the chips may be saved between them."""
+    with tiny_vm(irqchip=True) as first, tiny_vm(irqchip=True) as other:
+        for tiny in (first, other):
+            tiny.vm.create_pit2()
+        first.vm.irq_line(5, True)
+        first.vm.irq_line(12, True)
+        restore_vm(other.vm, judge_vm(json.loads(json.dumps(save_vm(first.vm)))))
+        chips = [other.vm.get_irqchip(chip).chip for chip in CHIPS.values()]
+        assert [chips[0].pic.last_irr, chips[1].pic.last_irr, chips[2].ioapic.irr] == [0, 0, 0]
 
 
 def test_nothing_is_lost_or_repeated_between_a_snapshot_and_its_clones(counter: Path, tmp_path: Path) -> None:

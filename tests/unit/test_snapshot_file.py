@@ -226,6 +226,7 @@ def test_a_configuration_comes_back_but_for_what_was_the_first_vm_s_own(image: P
         append="quiet",
         disks=[Disk(image, overlay=True, serial="s")],
         net=Net.user(["8080:80"], mac=b"\2\0\0\0\0\1"),
+        agent=True,
         ports=[Port("org.test")],
         rng=Rng(100),
         shares=[Share("/", "root", readonly=True)],
