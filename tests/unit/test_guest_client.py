@@ -17,6 +17,7 @@ from pyvmm.guest.agent import GuestAgent
 from pyvmm.guest.channel import ExecChannel
 from pyvmm.guest.session import Guest
 from tests.support.agent import SocketStream
+from tests.support.cli import wait_for
 
 
 def pair():
@@ -200,6 +201,7 @@ def test_an_agent_that_sends_more_than_it_may_is_cut_off():
     data = frames.frame(frames.DATA, 0, bytes(64 << 10), stream=1)
     # Nobody reads what is beyond the limit: sending it may take until the end.
     threading.Thread(target=lambda: _send_all(its, 4 * data), daemon=True).start()
+    wait_for(lambda: process._raw[1]._ended, "it to be cut off")
     assert len(process.stdout.read()) <= 128 << 10
     its.close()
 
