@@ -102,6 +102,7 @@ REQUIREMENTS: dict[str, Check] = {
     "dpkg-deb": _program("dpkg-deb"),
     "chromium": _program("chromium", "chromium-browser"),
     "capstone": _module("capstone"),
+    "coverage": _module("coverage"),
     "tiny-image": _tiny_image,
     "mke2fs": _file("/usr/sbin/mke2fs", "e2fsprogs"),
     "busybox": _file("/bin/busybox", "busybox-static"),
