@@ -580,7 +580,8 @@ static void shut_down(void)
 		struct process *process;
 		if (strcmp(mode, modes[index].mode))
 			continue;
-		process = process_start(&command, &what);
+		/* As process 1 there is no init beside us that a shutdown could ask. */
+		process = getpid() == 1 ? NULL : process_start(&command, &what);
 		if (process) {
 			process->captured = 1;
 			return;
