@@ -127,6 +127,7 @@ class VM(Parts, GuestParts):
         self._host: Host | None = None
         self._vcpus: tuple[VcpuFd, ...] = ()
         self._origin: Booting | Restoring = Booting(config)
+        self._late = False
         self._process = 0
         self._started_at = 0.0
         self._ended_at = 0.0
@@ -152,6 +153,7 @@ class VM(Parts, GuestParts):
         restoring = Restoring(path, **others)
         vm = cls(config=restoring.config, console=console, observers=observers, paused=paused, say=say)
         vm._origin = restoring
+        vm._late = vm.config.agent
         vm._guest_closers.append(restoring.close)
         return vm
 
@@ -303,6 +305,8 @@ class VM(Parts, GuestParts):
             timer = threading.Timer(self.config.timeout, self._time_limit)
             threads.start(timer)
             self._host_closers.append(timer.cancel)
+        if not self._paused:
+            self._catch_up()
 
     def _console_link(self) -> ConsoleLink:
         """The console's two ends in the machine: the serial port and, if there is one, the virtio console's."""
@@ -329,6 +333,13 @@ class VM(Parts, GuestParts):
         if self._virtio is not None:
             self._virtio.resume()
         self._announce("running")
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """A guest that was saved a while ago, and runs on now, is told the time: once, if it has an agent."""
+        if self._late:
+            self._late = False
+            self._set_clock()
 
     def stop(self, outcome: Outcome | None = None) -> None:
         """End the run, by default with reason "stopped" and status 0, unless it has ended already. Any thread."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
+from pyvmm import threads
+from pyvmm.errors import PyvmmError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
@@ -15,11 +20,16 @@ if TYPE_CHECKING:
     from pyvmm.guest.session import Guest
 
 
+CLOCK_WAIT = 30.0
+"""Seconds that the agent has to set the guest's clock."""
+
+
 class GuestParts:
     """Commands and files in the guest. All raise UsageError without `agent=True`, and as `Guest` and its like do."""
 
     config: VmConfig
     _guest: Guest | None = None
+    _clock: threading.Thread | None = None
 
     @property
     def ports(self) -> Mapping[str, Any]:
@@ -28,6 +38,9 @@ class GuestParts:
     @property
     def guest(self) -> Guest:
         """What the agent in the guest does there."""
+        clock = self._clock
+        if clock is not None and clock is not threading.current_thread():
+            clock.join()
         if self._guest is None:
             from pyvmm.config import AGENT_PORTS
             from pyvmm.errors import UsageError
@@ -39,6 +52,23 @@ class GuestParts:
                 raise UsageError("this VM has no agent yet: start() comes first")
             self._guest = Guest(*(self.ports[name] for name in AGENT_PORTS))
         return self._guest
+
+    def _set_clock(self) -> None:
+        """Have the agent set the guest's clock, which has stood still for long. Begins it, on a thread of its own.
+
+        Whoever asks for `guest` waits until it is done, so that nothing that he does comes before. Without an answer
+        the clock stays as it is.
+        """
+
+        def set_time() -> None:
+            try:
+                self.guest.wait_ready(CLOCK_WAIT)
+                self.guest.agent.set_time(timeout=CLOCK_WAIT)
+            except PyvmmError:
+                pass
+
+        self._clock = clock = threading.Thread(target=set_time, name="clock")
+        threads.start(clock)
 
     @property
     def agent(self) -> GuestAgent:
