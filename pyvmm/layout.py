@@ -14,6 +14,7 @@ Imports nothing. All numbers are guest-physical addresses and byte lengths.
     0x0009_fc00  EBDA, reserved in every memory map
     0x000a_0000  VGA and option ROM hole, reserved in every memory map; RAM lies below it all the same
     0x000e_0000  ACPI tables; from 0x000f_0000 an MP table too long for the EBDA
+    0x000e_f000  the VM's generation, 16 bytes in a page of their own
     0x0010_0000  flat image in protected and long mode; where ELF kernels usually load themselves
     0xc000_0000  end of low RAM: the 32-bit hole, devices and interrupt controllers
     0xd000_0000  virtio-mmio transports, a page each
@@ -59,6 +60,10 @@ EBDA = 0x9FC00
 LOW_RAM_END = 0xA0000
 ACPI_TABLES = 0xE0000
 """Where a PC's kernel searches for the root pointer if its boot protocol has no field for it (ACPI 6.5, 5.2.5.1)."""
+VM_GENERATION = 0xEF000
+"""A number that is another one in every VM, clones of a snapshot too: memory that no kernel takes for RAM, in a page
+where nothing else is, at a multiple of 8 (Microsoft, "Virtual Machine Generation ID", 2012)."""
+VM_GENERATION_SIZE = 16
 MP_TABLE = 0xF0000
 """For machines whose MP table does not fit into the EBDA: more than 40 processors, or fewer beside PCI devices."""
 RESET_VECTOR = 0xFFFF0
@@ -123,11 +128,15 @@ FIRMWARE_DEBUG_PORT = 0x402
 PVPANIC_PORT = 0x505
 """Where pvpanic has always been (QEMU's docs/specs/pvpanic)."""
 ACPI_PM_PORT = 0x600
-"""ACPI's fixed hardware: PM1 event block, control block, PM timer. So placed that PM1_CNT is port 0x604, where a word
-of 0x2000 switches off other VMMs' machines too."""
+"""ACPI's fixed hardware: PM1 event block, control block, PM timer, GPE block. So placed that PM1_CNT is port 0x604,
+where a word of 0x2000 switches off other VMMs' machines too."""
 ACPI_PM_CONTROL = 4
 ACPI_PM_TIMER = 8
-"""Offsets of PM1_CNT and PM_TMR from ACPI_PM_PORT."""
+ACPI_PM_GPE = 12
+"""Offsets of PM1_CNT, PM_TMR and GPE0_BLK from ACPI_PM_PORT."""
+ACPI_PM_PORTS = 14
+GENERATION_GPE = 0
+"""The general-purpose event that tells of another VM generation."""
 ACPI_S5_SLEEP_TYPE = 5
 """SLP_TYP for soft-off; any value that DSDT and device agree on."""
 SCI_IRQ = 9

@@ -75,7 +75,7 @@ class Machine:
         attach(layout.I8042_COMMAND_PORT, 1, keyboard.command_port)
         attach(layout.PORT_92, 1, Port92(reset("port 0x92")))
         attach(layout.RESET_CONTROL_PORT, 1, self._reset_control)
-        attach(layout.ACPI_PM_PORT, 12, self.pm)
+        attach(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, self.pm)
         attach(
             layout.PVPANIC_PORT, 1, PvPanic(lambda: end(Outcome("panic", STATUS_PANIC, "the guest's kernel panicked")))
         )

@@ -134,14 +134,14 @@ def load(config: BootConfig, memory: GuestMemory, surroundings: Surroundings | N
             format, placement.notes = detect(image)
         _judge_options(config, format)
         surroundings = surroundings or Surroundings()
-        if format not in _ALONE:
+        if format not in ALONE:
             from pyvmm.boot.firmware import put_tables
 
             placement.rsdp = put_tables(placement, config.cpus, surroundings.virtio_mmio, surroundings.pci)
         return LoadedKernel(format, _load_as(format, image, config, placement, surroundings), placement)
 
 
-_ALONE = ("flat", "elf")
+ALONE = ("flat", "elf")
 """Formats whose kernels are told nothing, and have all memory to themselves."""
 
 
@@ -152,7 +152,7 @@ def _judge_options(config: BootConfig, format: str) -> None:
     if format != "flat" and (config.flat_mode is not None or config.load_addr is not None):
         option = "--load-addr" if config.flat_mode is None else "--flat-mode"
         raise UsageError(f"{option} is for flat binaries; {loaded} (--kernel-format flat would change that)")
-    if format in _ALONE and (config.append or config.initrd is not None):
+    if format in ALONE and (config.append or config.initrd is not None):
         option = "--append" if config.append else "--initrd"
         raise UsageError(f"{option}: {loaded}, which has no way to be told")
     if format != "bzimage" and config.kernel_entry != "auto":

@@ -5,6 +5,7 @@ Imports mptable, acpi, placement and layout.
 
 from __future__ import annotations
 
+import os
 from struct import pack
 
 from pyvmm import layout
@@ -41,5 +42,6 @@ def put_tables(
     placement.put(layout.EBDA_SEGMENT_WORD, pack("<H", layout.EBDA >> 4), "EBDA segment")
     placement.put(layout.BASE_MEMORY_WORD, pack("<H", layout.EBDA // layout.KIB), "base memory size")
     placement.put(layout.RESET_VECTOR, RESET_CODE, "reset code")
+    placement.put(layout.VM_GENERATION, os.urandom(layout.VM_GENERATION_SIZE), "VM generation")
     placement.put(layout.ACPI_TABLES, acpi_tables(layout.ACPI_TABLES, cpus, virtio_mmio, pci), "ACPI tables")
     return layout.ACPI_TABLES

@@ -1,8 +1,8 @@
-"""ACPI's fixed hardware: power button, soft-off, power management timer, and the SCI they share.
+"""ACPI's fixed hardware: power button, soft-off, power management timer, general-purpose events, and their SCI.
 
-Imports registers and state. ACPI specification 6.5, 4.8.3. The machine is always in ACPI mode: SCI_EN reads 1. TMR_STS
-follows the timer's highest bit as 4.8.3.3 has it, when it is read; no interrupt comes of it, since no kernel asks for
-one.
+Imports registers and state. ACPI specification 6.5, 4.8.3 and 4.8.4.1. The machine is always in ACPI mode: SCI_EN
+reads 1. TMR_STS follows the timer's highest bit as 4.8.3.3 has it, when it is read; no interrupt comes of it, since no
+kernel asks for one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from threading import Lock
 
 from pyvmm.registers import Field, Register, RegisterMap
-from pyvmm.state import U32, Number, Stateful
+from pyvmm.state import U8, U32, Number, Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +28,11 @@ ENABLE_BITS = TMR_EN | GBL_EN | PWRBTN_EN | RTC_EN
 SCI_EN, SLP_TYP_SHIFT, SLP_EN = 1 << 0, 10, 1 << 13
 SLP_TYP = 7 << SLP_TYP_SHIFT
 
+GPE_STATUS, GPE_ENABLE = 12, 13
+"""Offsets of the bytes of the general-purpose event block."""
+
 REGISTERS = RegisterMap(
-    12,
+    14,
     Register(
         "PM1_STS",
         0,
@@ -62,11 +65,13 @@ REGISTERS = RegisterMap(
         reset=SCI_EN,
     ),
     Register("PM_TMR", 8, "ACPI 6.5, 4.8.3.3", width=4, access="r"),
+    Register("GPE0_STS", 12, "ACPI 6.5, 4.8.4.1.1"),
+    Register("GPE0_EN", 13, "ACPI 6.5, 4.8.4.1.2"),
 )
 
 
 class AcpiPm(Stateful):
-    """PM1 event and control blocks and the PM timer, in one range of 12 bytes.
+    """PM1 event and control blocks, the PM timer and a block of 8 general-purpose events, in one range of 14 bytes.
 
     `irq` is the SCI, a level. `power_off()` is called, under the device's lock, when the guest enters soft-off: a
     write of SLP_EN with one of `off_types` in SLP_TYP. `clock()` gives seconds that never go back.
@@ -77,6 +82,8 @@ class AcpiPm(Stateful):
         "_clock",
         "_control",
         "_enable",
+        "_gpe_enable",
+        "_gpe_status",
         "_irq",
         "_off_types",
         "_power_off",
@@ -90,6 +97,7 @@ class AcpiPm(Stateful):
         "_status": Number(0xFFFF),
         "_enable": Number(ENABLE_BITS),
         "_control": Number(0xFFFF),
+        **dict.fromkeys(("_gpe_status", "_gpe_enable"), U8),
         "_seen_high": Number(1),
         "timer": U32,
     }
@@ -115,7 +123,7 @@ class AcpiPm(Stateful):
 
     def reset(self) -> None:
         """Nothing pending, nothing enabled, in ACPI mode."""
-        self._status = self._enable = 0
+        self._status = self._enable = self._gpe_status = self._gpe_enable = 0
         self._control = SCI_EN
         self._seen_high = self.timer >> 31
         self._update()
@@ -124,6 +132,12 @@ class AcpiPm(Stateful):
         """Ask the guest to shut down (4.8.3.1.1). For any thread."""
         with self.lock:
             self._status |= PWRBTN_STS
+            self._update()
+
+    def raise_event(self, number: int) -> None:
+        """General-purpose event `number`, 0 to 7, has happened (4.8.4.1). For any thread."""
+        with self.lock:
+            self._gpe_status |= 1 << number
             self._update()
 
     @property
@@ -142,7 +156,8 @@ class AcpiPm(Stateful):
             self._seen_high ^= 1
             self._status |= TMR_STS
         image = self._status | self._enable << 16 | self._control << 32 | 0xFFFF << 48 | timer << 64
-        return image >> (8 * offset) & ((1 << (8 * size)) - 1) if offset + size <= 12 else (1 << (8 * size)) - 1
+        image |= self._gpe_status << 96 | self._gpe_enable << 104
+        return image >> (8 * offset) & ((1 << (8 * size)) - 1) if offset + size <= 14 else (1 << (8 * size)) - 1
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The bus's write: status bits are cleared by ones, byte by byte; the timer ignores it."""
@@ -155,6 +170,10 @@ class AcpiPm(Stateful):
                 self._enable = (self._enable & ~mask | bits) & ENABLE_BITS
             elif at < 6:
                 self._write_control(mask, bits)
+            elif at == GPE_STATUS:
+                self._gpe_status &= ~value
+            elif at == GPE_ENABLE:
+                self._gpe_enable = value & 0xFF
             value >>= 8
         self._update()
 
@@ -177,4 +196,4 @@ class AcpiPm(Stateful):
         self._update()
 
     def _update(self) -> None:
-        self._irq.set(bool(self._status & self._enable & ~TMR_STS))
+        self._irq.set(bool(self._status & self._enable & ~TMR_STS or self._gpe_status & self._gpe_enable))

@@ -16,7 +16,6 @@ The vCPUs stand still, each with its last instruction completed (see `runloop`).
 from __future__ import annotations
 
 from pyvmm.errors import KvmError
-from pyvmm.layout import IOAPIC_PINS
 from pyvmm.kvm.constants import (
     KVM_CAP_SREGS2,
     KVM_IRQCHIP_IOAPIC,
@@ -26,6 +25,7 @@ from pyvmm.kvm.constants import (
 from pyvmm.kvm.entries import CpuidEntry
 from pyvmm.kvm.msrs import IA32_TSC, IA32_TSC_DEADLINE, name
 from pyvmm.kvm.native import ffi
+from pyvmm.layout import IOAPIC_PINS
 from pyvmm.state import U32, U64, Bytes, Number, Pair, Several, StateError, judged
 
 TYPE_CHECKING = False

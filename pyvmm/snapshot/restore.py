@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from pyvmm import layout
-from pyvmm.boot import LoadedKernel
+from pyvmm.boot import ALONE, LoadedKernel
 from pyvmm.errors import LoadError, PyvmmError
 from pyvmm.kvm.archstate import cpuid_of, judge_vcpu, judge_vm, restore_vcpu, restore_vm, tell_stopped
 from pyvmm.snapshot.configuration import make_config
@@ -71,6 +71,7 @@ class Restoring:
     def __init__(self, path: str | os.PathLike[str], **others: Any) -> None:
         self.source = os.fspath(path)
         self._memory_fd = -1
+        self._memory: GuestMemory | None = None
         self._folder = Folder(self.source)
         try:
             self._judge(others)
@@ -110,7 +111,8 @@ class Restoring:
     def memory(self) -> GuestMemory:
         """The VM's RAM: pages of the snapshot's until they are written to. Raises PyvmmError."""
         try:
-            return map_memory(self._memory_fd, self._ranges)
+            self._memory = map_memory(self._memory_fd, self._ranges)
+            return self._memory
         except (OSError, ValueError) as error:
             raise PyvmmError(f"{self.source}: its memory cannot be mapped: {error}") from error
 
@@ -149,8 +151,15 @@ class Restoring:
             if virtio is not None:
                 self._restore_virtio(virtio)
             tell_stopped(vcpus)
+            self._tell_generation(machine)
         except StateError as error:
             raise LoadError(self.source, str(error)) from error
+
+    def _tell_generation(self, machine: Machine) -> None:
+        """Let the guest know that it is another VM now: its random numbers, for one, must not be those of others."""
+        if self._loaded.format not in ALONE and self._memory is not None:
+            self._memory.write(layout.VM_GENERATION, os.urandom(layout.VM_GENERATION_SIZE))
+            machine.pm.raise_event(layout.GENERATION_GPE)
 
     def _restore_models(self, machine: Machine, virtio: VirtioDevices | None) -> None:
         saved: dict[str, Any] = self._folder.state["models"]

@@ -19,7 +19,7 @@ from pyvmm.backends.capture import CaptureConsole
 from pyvmm.errors import LoadError, PyvmmError, UsageError
 from pyvmm.images import guest
 from pyvmm.kvm.archstate import CHIPS, judge_vm, restore_vm, save_vm
-from pyvmm.layout import VIRTIO_MMIO
+from pyvmm.layout import ACPI_PM_GPE, ACPI_PM_PORT, GENERATION_GPE, VIRTIO_MMIO, VM_GENERATION
 from tests.support import guests
 from tests.support.tinyvm import tiny_vm
 
@@ -279,6 +279,31 @@ def test_a_full_disk_leaves_nothing(counter: Path, tmp_path: Path, monkeypatch: 
             vm.snapshot(tmp_path / "s")
         assert vm.state == "running"
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.needs("gcc")
+def test_every_clone_is_told_that_it_is_another_vm(tmp_path: Path) -> None:
+    """Microsoft, "Virtual Machine Generation ID": another number after a restore, and a notification."""
+    ids = []
+    with VM(guest("hello-pvh").path(), mem="16M", timeout=LIMIT, paused=True) as vm:
+        ids.append(vm.memory.read(VM_GENERATION, 16))
+        vm.snapshot(tmp_path / "s")
+        assert vm.memory.read(VM_GENERATION, 16) == ids[0], "the VM that was saved is no other"
+        assert vm.machine.ports.read(ACPI_PM_PORT + ACPI_PM_GPE, 1) == 0
+    for source, target in (("s", "t"), ("t", "u"), ("s", "v")):
+        with VM.restore(tmp_path / source, paused=True) as clone:
+            ids.append(clone.memory.read(VM_GENERATION, 16))
+            assert clone.machine.ports.read(ACPI_PM_PORT + ACPI_PM_GPE, 1) == 1 << GENERATION_GPE
+            clone.snapshot(tmp_path / target)
+    assert len(set(ids)) == 4
+
+
+def test_a_guest_without_tables_is_told_nothing(counter: Path, tmp_path: Path) -> None:
+    with VM(counter, mem="16M", timeout=LIMIT, paused=True) as vm:
+        vm.memory.write(VM_GENERATION, b"its own")
+        vm.snapshot(tmp_path / "s")
+    with VM.restore(tmp_path / "s", paused=True) as clone:
+        assert clone.memory.read(VM_GENERATION, 7) == b"its own"
 
 
 @pytest.mark.serial

@@ -68,7 +68,11 @@ def test_fadt_points_at_the_registers_there_are():
     event, control, timer = struct.unpack_from("<I4xI8xI", fadt, 56)
     assert (event, control, timer) == (0x600, 0x604, 0x608)
     assert fadt[88], fadt[89] == (4, 2)
-    for offset, port, bits in ((116, 0xCF9, 8), (148, event, 32), (172, control, 16), (208, timer, 32)):
+    assert struct.unpack_from("<I", fadt, 80) == (0x60C,) and fadt[92] == 2
+    for offset, port, bits in (
+        *((116, 0xCF9, 8), (148, event, 32), (172, control, 16), (208, timer, 32)),
+        (220, 0x60C, 16),
+    ):
         assert struct.unpack_from("<BBBBQ", fadt, offset)[:2] == (1, bits)
         assert struct.unpack_from("<Q", fadt, offset + 4) == (port,)
     assert fadt[128] == 0x06
@@ -94,6 +98,7 @@ def test_the_reference_disassembler_agrees(cpus, mmio, pci, tmp_path):
         source[name] = path.with_suffix(".dsl").read_text()
         assert "Invalid" not in source[name] and "Incorrect" not in source[name]
     expected = ['EisaId ("PNP0501")', "_S5", '"QEMU0001"']
+    expected += ['"VM_Gen_Counter"', "ADDR", "Method (_E00", "Notify (\\_SB.VGEN, 0x80)"]
     if mmio:
         expected += ['"LNRO0005"', "Edge, ActiveHigh, Exclusive"]
     if pci is not None:

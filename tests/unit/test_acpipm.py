@@ -8,7 +8,7 @@ from pyvmm.devices.acpipm import TIMER_HZ, AcpiPm
 from pyvmm.devices.pvpanic import PvPanic
 from tests.support import RecordingLine
 
-STS, EN, CNT, TMR = 0, 2, 4, 8
+STS, EN, CNT, TMR, GPE = 0, 2, 4, 8, 12
 POWER_BUTTON = 1 << 8
 
 
@@ -44,6 +44,22 @@ def test_the_power_button_raises_the_sci_until_it_is_acknowledged():
     rig.pm.write(STS, 2, POWER_BUTTON)
     assert not rig.line.level
     assert rig.pm.read(STS, 2) == 0
+
+
+def test_a_general_purpose_event_raises_the_sci_until_it_is_acknowledged():
+    rig = Rig()
+    rig.pm.raise_event(3)
+    assert (rig.pm.read(GPE, 1), rig.line.level) == (8, False)
+    rig.pm.write(GPE + 1, 1, 8)
+    assert rig.line.level and rig.pm.read(GPE, 2) == 0x0808
+    rig.pm.write(GPE, 1, 7)
+    assert rig.line.level
+    rig.pm.write(GPE, 2, 0x0808)
+    assert not rig.line.level and rig.pm.read(GPE, 2) == 0x0800
+    rig.pm.raise_event(3)
+    again = Rig()
+    again.pm.restore(rig.pm.save())
+    assert again.line.level
 
 
 def test_enable_bits_stay_as_linux_checks():

@@ -12,7 +12,8 @@ from struct import pack
 ZERO_OP, ONE_OP = 0x00, 0x01
 NAME_OP = 0x08
 BYTE_PREFIX, WORD_PREFIX, DWORD_PREFIX, STRING_PREFIX, QWORD_PREFIX = 0x0A, 0x0B, 0x0C, 0x0D, 0x0E
-SCOPE_OP, BUFFER_OP, PACKAGE_OP = 0x10, 0x11, 0x12
+SCOPE_OP, BUFFER_OP, PACKAGE_OP, METHOD_OP = 0x10, 0x11, 0x12, 0x14
+NOTIFY_OP = 0x86
 EXT_OP_PREFIX, DEVICE_OP = 0x5B, 0x82
 
 # Resource descriptors: table 6.27 (small) and 6.40 (large).
@@ -103,6 +104,17 @@ def device(path: str, *terms: bytes) -> bytes:
     """Device (path) { terms }."""
     body = name_path(path) + b"".join(terms)
     return bytes([EXT_OP_PREFIX, DEVICE_OP]) + package_length(len(body)) + body
+
+
+def method(path: str, *terms: bytes) -> bytes:
+    """Method (path, 0, NotSerialized) { terms }."""
+    body = name_path(path) + b"\0" + b"".join(terms)
+    return bytes([METHOD_OP]) + package_length(len(body)) + body
+
+
+def notify(path: str, value: int) -> bytes:
+    """Notify (path, value)."""
+    return bytes([NOTIFY_OP]) + name_path(path) + integer(value)
 
 
 def resources(*descriptors: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """The DSDT: the devices that a kernel does not find by itself, and how to switch the machine off.
 
-Imports aml and layout. ACPI specification 6.5, chapters 5.7 (names) and 6 (device configuration). The power button is
+Imports aml and layout. ACPI specification 6.5, chapters 5.7 (names), 5.6.4 (general-purpose events) and 6 (device
+configuration); Microsoft, "Virtual Machine Generation ID", for the device that tells clones apart. The power button is
 the fixed one (4.8.3.1.1): the FADT says so, and no object is needed for it.
 """
 
@@ -18,6 +19,13 @@ VIRTIO_MMIO_ID = "LNRO0005"
 PVPANIC_ID = "QEMU0001"
 """Linux's pvpanic driver binds to it (drivers/misc/pvpanic/pvpanic-mmio.c)."""
 
+
+GENERATION_IDS = ("VM_Gen_Counter", "VMGENCTR")
+"""What Windows and Linux bind to (drivers/virt/vmgenid.c); the first is longer than ACPI has it, hence the second."""
+GENERATION_ID = "PYVM0001"
+"""Of no meaning to any kernel: the device must have an id of its own besides."""
+GENERATION_CHANGED = 0x80
+"""What the device is notified of."""
 
 ALL_FUNCTIONS = 0xFFFF
 """In the low half of a PCI device's address (6.1.1)."""
@@ -46,6 +54,13 @@ def dsdt(virtio_mmio: Iterable[tuple[int, int, int]] = (), pci: Sequence[int] | 
             aml.name("_HID", aml.string(PVPANIC_ID)),
             aml.name("_CRS", aml.resources(aml.io(layout.PVPANIC_PORT, 1))),
         ),
+        aml.device(
+            "VGEN",
+            aml.name("_HID", aml.string(GENERATION_ID)),
+            aml.name("_CID", aml.package(*map(aml.string, GENERATION_IDS))),
+            aml.name("_DDN", aml.string(GENERATION_IDS[0])),
+            aml.name("ADDR", aml.package(aml.integer(layout.VM_GENERATION), aml.integer(0))),
+        ),
     ]
     devices += [
         aml.device(
@@ -60,7 +75,8 @@ def dsdt(virtio_mmio: Iterable[tuple[int, int, int]] = (), pci: Sequence[int] | 
         devices.append(_host_bridge(pci))
     sleep_type = aml.integer(layout.ACPI_S5_SLEEP_TYPE)
     soft_off = aml.name("_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
-    return aml.scope("_SB", *devices) + soft_off
+    changed = aml.method(f"_E{layout.GENERATION_GPE:02X}", aml.notify("\\_SB.VGEN", GENERATION_CHANGED))
+    return aml.scope("_SB", *devices) + aml.scope("_GPE", changed) + soft_off
 
 
 def _host_bridge(slots: Sequence[int]) -> bytes:

@@ -86,6 +86,7 @@ def _io_register(port: int, length: int, access: int) -> bytes:
 def _fadt(facs: int, definitions: int) -> bytes:
     pm = layout.ACPI_PM_PORT
     event, control, timer = pm, pm + layout.ACPI_PM_CONTROL, pm + layout.ACPI_PM_TIMER
+    events = pm + layout.ACPI_PM_GPE
     fadt = bytearray(FADT_LENGTH - 36)
 
     def put(offset: int, layout_: str, *values: int | bytes) -> None:
@@ -96,7 +97,8 @@ def _fadt(facs: int, definitions: int) -> bytes:
     put(56, "I", event)
     put(64, "I", control)
     put(76, "I", timer)
-    put(88, "BBBB", 4, 2, 0, 4)
+    put(80, "I", events)
+    put(88, "BBBBB", 4, 2, 0, 4, 2)
     put(96, "HH", NO_C2, NO_C3)
     put(108, "BH", CMOS_CENTURY, LEGACY_DEVICES | HAS_8042 | VGA_NOT_PRESENT)
     put(112, "I", WBINVD | PROC_C1 | SLP_BUTTON | FIX_RTC | TMR_VAL_EXT | RESET_REG_SUP)
@@ -106,6 +108,7 @@ def _fadt(facs: int, definitions: int) -> bytes:
     put(148, "12s", _io_register(event, 4, 2))
     put(172, "12s", _io_register(control, 2, 2))
     put(208, "12s", _io_register(timer, 4, 3))
+    put(220, "12s", _io_register(events, 2, 1))
     return _table(b"FACP", FADT_REVISION, bytes(fadt))
 
 
