@@ -45,6 +45,7 @@ TOLD = ("crash", "panic", "stuck", "time-limit", "error", "oops", "warn")
 STUCK_AT_BOOT = 30.0
 """Seconds without progress after which a run is ended that nobody is there to end, if it has not come to user space."""
 SETTINGS = (
+    "agent",
     "append",
     "cpu",
     "cpus",
@@ -354,7 +355,7 @@ def make_config(arguments: Arguments) -> VmConfig:
 
         settle(settings, arguments)
     else:
-        for option in ("env", "user", "verbose"):
+        for option in ("env", "modules", "root", "rwdir", "user", "verbose"):
             if option in values:
                 raise UsageError(f"--{option} goes with a command in the guest (-- CMD)")
     if not arguments.positional:

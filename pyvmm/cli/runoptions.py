@@ -225,6 +225,25 @@ RUN = (
         convert=_several_of(FAIL_ON),
     ),
     Option("symbols", "the kernel's vmlinux or System.map, for names in reports", metavar="FILE"),
+    Option("agent", "give the guest the ports of an agent, for pyvmm exec; -- CMD has them anyway", kind=FLAG),
+    Option(
+        "root",
+        "with -- CMD: a directory of the host's as root file system, with the current folder; overlay: what is "
+        "written is forgotten (default /,overlay where a KERNEL is named and no --initrd)",
+        metavar="DIR[,ro|overlay]|none",
+    ),
+    Option(
+        "rwdir",
+        "with -- CMD: a directory that the guest has at its own path and may change",
+        metavar="DIR",
+        repeatable=True,
+    ),
+    Option(
+        "modules",
+        "with -- CMD: modules for KERNEL: the guest's /lib/modules is DIR/lib/modules, made by "
+        "make modules_install INSTALL_MOD_PATH=DIR",
+        metavar="DIR",
+    ),
     Option(
         "env",
         "with -- CMD: a variable for the command; without =VALUE its value here",

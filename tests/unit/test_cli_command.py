@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -9,14 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyvmm.cli import command as module
-from pyvmm.cli.command import CommandRun, variables
+from pyvmm.cli import passing as module
+from pyvmm.cli.command import CommandRun
 from pyvmm.cli.options import parse
+from pyvmm.cli.passing import Passing, variables
+from pyvmm.cli.rootfs import PATH, GuestFiles
 from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
-from pyvmm.errors import PyvmmError, UsageError
+from pyvmm.errors import GuestAgentError, PyvmmError, UsageError
 from pyvmm.guest.session import Guest
+from pyvmm.hardware import Share
 from tests.support.agent import HostAgent, remove
+
+RO = Share("/", "ro", readonly=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,9 +34,9 @@ def cleaned():
 class FakeVm:
     """A VM whose guest is the agent on this host."""
 
-    def __init__(self, guest, disks=()):
+    def __init__(self, guest, disks=(), shares=()):
         self.guest = guest
-        self.config = SimpleNamespace(disks=disks, shares=())
+        self.config = SimpleNamespace(disks=disks, shares=shares)
         self.exit = None
         self.agent = SimpleNamespace(shutdown=self.power_off)
         self.powered_off = False
@@ -52,10 +58,9 @@ class Around:
         self.agent = HostAgent()
         self.vm = FakeVm(Guest(self.agent.agent, self.agent.exec), **settings)
         self.run = run = CommandRun.__new__(CommandRun)
-        run.command, run.env, run.user, run.values = words, {"A": "b"}, "", {}
-        run._terminal = run._process = None
-        run._asked, run._asked_at = 0, 0.0
+        run.command, run.env, run.user, run.values, run.files = words, {"A": "b"}, "", {}, None
         run.signals = SimpleNamespace(forward=None)
+        run.passing = Passing(run.signals, quit=lambda: None, state=str)
         self.fds = []
         for name in ("STDIN", "STDOUT", "STDERR"):
             ends = os.pipe()
@@ -86,10 +91,30 @@ def test_streams_status_and_variables_pass(monkeypatch):
 
 
 @pytest.mark.needs("gcc")
-def test_a_guest_with_disks_is_powered_off_in_order(monkeypatch):
-    around = Around(monkeypatch, ["true"], disks=("a disk",))
+@pytest.mark.parametrize(
+    ("settings", "powered_off"),
+    [({"disks": ["a disk"]}, True), ({"shares": [Share("/", "rw")]}, True), ({"shares": [RO]}, False)],
+)
+def test_a_guest_that_may_have_written_something_is_powered_off_in_order(monkeypatch, settings, powered_off):
+    around = Around(monkeypatch, ["true"], **settings)
     assert around.end() == ("command", 0, b"", b"")
-    assert around.vm.powered_off
+    assert around.vm.powered_off == powered_off
+
+
+@pytest.mark.needs("gcc")
+def test_a_directory_that_the_guest_cannot_mount_ends_the_run_with_the_reason(monkeypatch, tmp_path):
+    around = Around(monkeypatch, ["true"])
+    around.run.files = GuestFiles(rwdirs=[str(tmp_path)])
+    around.vm.guest.mount = lambda *words: (_ for _ in ()).throw(GuestAgentError("no 9p", errno=errno.ENODEV))
+    assert around.end()[:2] == ("error", 125)
+    assert around.vm.exit.detail == "no 9p: its kernel lacks CONFIG_9P_FS (pyvmm kconfig)"
+
+
+@pytest.mark.needs("gcc")
+def test_with_a_root_a_command_starts_in_the_current_folder_and_finds_programs_there(monkeypatch):
+    around = Around(monkeypatch, ["sh", "-c", "pwd; echo $PATH"])
+    around.run.files = SimpleNamespace(mount=lambda guest: None, folder="/usr", root="/")
+    assert around.end() == ("command", 0, f"/usr\n{PATH}\n".encode(), b"")
 
 
 @pytest.mark.needs("gcc")
@@ -129,7 +154,7 @@ def test_signals_are_the_commands_until_it_has_ignored_three(monkeypatch):
         time.sleep(0.01)
     assert [around.run.signals.forward(2) for _ in range(4)] == [True, True, True, False]
     assert around.run.signals.forward(2) is False
-    around.run._process.kill()
+    around.run.passing._process.kill()
     thread.join(20)
     assert found[0][:2] == ("command", 137)
 
