@@ -70,6 +70,8 @@ extern struct process processes[PROCESSES];
 
 /* Starts `command`. Returns it, or NULL with errno and, in *what, what could not be done. */
 struct process *process_start(const struct command *command, const char **what);
+/* From now on commands are looked for where distributions have them. */
+void process_usual_path(void);
 void process_signal(const struct process *process, int number);
 void process_close(struct process *process, int stream);
 void process_free(struct process *process);

@@ -169,7 +169,10 @@ static int change_root(const char *path, size_t length)
 {
 	if (!length || path[length - 1])
 		return EPROTO;
-	return chdir(path) || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/") ? errno : 0;
+	if (chdir(path) || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
+		return errno;
+	process_usual_path();
+	return 0;
 }
 
 static void obey(const struct frame *frame, unsigned char *data)

@@ -17,6 +17,7 @@
 extern char **environ;
 
 enum { VARIABLES = 1024, PATH_SIZE = 4096 };
+static char usual_path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 struct process processes[PROCESSES];
 static unsigned char inputs[PROCESSES][INPUT];
@@ -64,6 +65,13 @@ static char **environment(const struct command *command)
 		}
 	}
 	return all;
+}
+
+void process_usual_path(void)
+{
+	for (char **own = environ; *own; own++)
+		if (!strncmp(*own, usual_path, 5))
+			*own = usual_path;
 }
 
 static int number(const char *text, unsigned *to)
@@ -175,7 +183,7 @@ static void run_along_path(char **arguments, char **variables)
 		return;
 	}
 	if (!folders)
-		folders = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+		folders = usual_path + 5;
 	errno = ENOENT;
 	for (; *folders; folders = *end ? end + 1 : end) {
 		size_t length;

@@ -146,10 +146,6 @@ class CommandRun(Run):
         if self.files is not None:
             self.files.mount(vm.guest)
             folder = self.files.folder
-            if self.files.root:
-                from pyvmm.cli.rootfs import PATH
-
-                env.setdefault("PATH", PATH)
         return vm.guest.popen(self.command, env=env, user=self.user, cwd=folder, terminal=terminal)
 
     def _through(self, process: GuestProcess) -> Outcome:

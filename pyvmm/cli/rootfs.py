@@ -34,8 +34,6 @@ READ_ONLY = 1
 """MS_RDONLY of mount(2)."""
 OWN = ("/proc", "/sys", "/dev")
 """What the guest has by itself, whatever the host has there."""
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs are looked for with --root; the agent's own is the initramfs's."""
 LACKING = {
     "overlay": "CONFIG_OVERLAY_FS",
     "tmpfs": "CONFIG_TMPFS",

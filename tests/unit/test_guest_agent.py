@@ -334,8 +334,9 @@ def test_a_root_is_the_agents_and_its_commands(tmp_path):
     guest.mount("/", str(root), "none", flags=0x1000)  # MS_BIND
     guest.mount("", str(root / tmp_path.relative_to("/") / "made"), "")
     guest.change_root(str(root))
-    done = guest.exec(["sh", "-c", "pwd; echo /*; id -un"], user="nobody", cwd="/usr")
-    assert done.text.split("\n")[0] == "/usr" and " /usr" in done.text and done.text.endswith("\nnobody\n")
+    done = guest.exec(["sh", "-c", "pwd; echo /*; echo $PATH; id -un"], user="nobody", cwd="/usr")
+    assert done.text.startswith("/usr\n") and " /usr" in done.text
+    assert done.text.endswith("\n/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nnobody\n")
     assert (tmp_path / "made").is_dir()
     assert guest.exec(["unshare", "--user", "true"]).returncode == 0  # which is refused below a chroot
     with pytest.raises(GuestAgentError, match="No such file"):
