@@ -126,3 +126,24 @@ def test_every_test_fits_what_the_guest_can_do() -> None:
         _, size, depth, *_ = test.split(":")
         assert int(size) * int(depth) <= 4 << 20
         assert int(depth) <= virtio.QUEUE_SIZE
+
+
+def test_a_guest_that_fails_is_started_again_and_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = [SystemExit("no end"), SystemExit("FAILED: lost")]
+
+    def measure(*_: object) -> list[Result]:
+        if failures:
+            raise failures.pop()
+        return [result(7)]
+
+    monkeypatch.setattr(virtio, "measure", measure)
+    (found,) = virtio.measured(FakeSetting(), Pyvmm(), ["read:4096:1"], 10)
+    assert found.rate == pytest.approx(7)
+    told = capsys.readouterr().err
+    assert told.count("pyvmm, to be repeated: ") == 2 and "FAILED: lost" in told
+    failures += [SystemExit("always")] * virtio.TRIES
+    with pytest.raises(SystemExit, match="always"):
+        virtio.measured(FakeSetting(), Pyvmm(), ["read:4096:1"], 10)
+    assert not failures
