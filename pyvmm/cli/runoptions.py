@@ -76,7 +76,8 @@ def _device(reader: str) -> Callable[[str], object]:
     return convert
 
 
-def _escape(text: str) -> object:
+def escape_key(text: str) -> object:
+    """The name of an escape key, checked. Raises UsageError."""
     from pyvmm.backends.terminal import parse_escape
 
     parse_escape(text)
@@ -198,7 +199,7 @@ RUN = (
         metavar="WHERE",
         convert=_single,
     ),
-    Option("escape", "escape key on a terminal: ^A, ^], ... or none (default ^A)", metavar="KEY", convert=_escape),
+    Option("escape", "escape key on a terminal: ^A, ^], ... or none (default ^A)", metavar="KEY", convert=escape_key),
     Option(
         "timeout",
         "end the run after this time with status 124: 30s, 500ms, 2m",

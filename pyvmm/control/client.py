@@ -6,16 +6,21 @@ import json
 import time
 
 from pyvmm.control.folder import Folder, check_name
-from pyvmm.control.lines import Lines, LineTooLongError
-from pyvmm.errors import STATUS_USAGE, BackendError, UsageError
+from pyvmm.control.lines import LINE_LIMIT, Lines, LineTooLongError
+from pyvmm.errors import STATUS_USAGE, BackendError, GuestAgentError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Mapping, Sequence
     from typing import Any, Self
+
+    from pyvmm.guest.process import GuestProcess
 
 TIMEOUT = 10.0
 """Seconds for one answer."""
+EXEC_TIMEOUT = 90.0
+"""Seconds until a command has started, in a guest that may have to boot first."""
 FULL = 0.01
 """Seconds until a VM is tried again whose queue of clients is full."""
 
@@ -62,11 +67,15 @@ class Client:
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """The answer to `command`.
 
-        Raises UsageError for what the VM says cannot be meant, BackendError for all else that comes between.
+        Raises UsageError for what the VM says cannot be meant, GuestAgentError for what its agent refuses, BackendError
+        for all else that comes between.
         """
+        request = json.dumps({"command": command, **arguments}).encode() + b"\n"
+        if len(request) > LINE_LIMIT:
+            raise UsageError(f"{command}: a request of {len(request)} bytes ({LINE_LIMIT} at most)")
         try:
             try:
-                self._connection.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+                self._connection.sendall(request)
             except ConnectionError:
                 pass  # it has hung up, and may have said why
             line = self._lines.next()
@@ -81,6 +90,8 @@ class Client:
             raise BackendError(
                 f"{self.name}: it has hung up" if line is None else f"{self.name}: no answer, but {line!r}"
             )
+        if type(answer.get("errno")) is int:
+            raise GuestAgentError(str(answer["error"]), errno=answer["errno"])
         if answer.get("status") == STATUS_USAGE:
             raise UsageError(str(answer["error"]))
         raise BackendError(str(answer["error"]))
@@ -104,6 +115,35 @@ class Client:
         """Have this connection be the console's from now on; returns its socket, and output that has come already."""
         self.ask("attach")
         return self._connection, self._lines.rest()
+
+    def popen(
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        terminal: tuple[int, int] | None = None,
+    ) -> GuestProcess:
+        """Start a command in the VM's guest; this connection is the command's from now on. See `Guest.popen`."""
+        from pyvmm.control.remote import RemoteChannel
+
+        rows, columns = terminal or (0, 0)
+        request = {"args": list(args), "env": dict(env or {}), "cwd": cwd, "user": user}
+        self._connection.settimeout(EXEC_TIMEOUT)
+        found = self.ask("exec", **request, terminal=terminal is not None, rows=rows, columns=columns)
+        self._connection.settimeout(None)
+        channel = RemoteChannel(self._connection, self.name)
+        return channel.begin(args, int(found["pid"]), terminal is not None, self._lines.rest())
+
+    def hang_up(self) -> None:
+        """End what goes on over this connection, from any thread."""
+        from _socket import SHUT_RDWR
+
+        try:
+            self._connection.shutdown(SHUT_RDWR)
+        except OSError:
+            pass  # it has gone
 
     def close(self) -> None:
         """Hang up; a second call does nothing."""

@@ -13,19 +13,47 @@ from pyvmm.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from pyvmm.control.server import ControlServer
     from pyvmm.virtio.balloon import VirtioBalloon
     from pyvmm.vm import VM
 
-ATTACH: dict[str, Any] = {}
-"""An answer that the server does not send: it makes the connection the console's."""
 LOG_PIECE = 24 << 10
 """Bytes of the console's log in one answer, whose line they have to fit."""
 STATISTICS_WAIT = 1.0
 """Seconds that a guest has to tell of its memory; then what it told the last time has to do."""
+
+
+if TYPE_CHECKING:
+
+    class Session(Protocol):
+        """What a connection becomes: served on its thread until the client hangs up."""
+
+        def run(self, early: bytes) -> None: ...
+
+        def finish(self, timeout: float) -> None: ...
+
+
+class Handover:
+    """An answer that is the last line on its connection: what follows there is `session(client)`'s.
+
+    `refuse` undoes it where the client has gone meanwhile.
+    """
+
+    __slots__ = ("answer", "refuse", "session")
+
+    def __init__(
+        self,
+        answer: dict[str, Any],
+        session: Callable[[_socket.socket], Session],
+        refuse: Callable[[], None] | None = None,
+    ) -> None:
+        self.answer = answer
+        self.session = session
+        self.refuse = refuse
 
 
 class Command:
@@ -37,7 +65,7 @@ class Command:
 
     def __init__(
         self,
-        run: Callable[..., dict[str, Any]],
+        run: Callable[..., dict[str, Any] | Handover],
         arguments: dict[str, type] | None = None,
         required: tuple[str, ...] = (),
     ) -> None:
@@ -46,7 +74,7 @@ class Command:
         self.required = required
 
 
-def perform(server: ControlServer, line: bytes) -> dict[str, Any]:
+def perform(server: ControlServer, line: bytes) -> dict[str, Any] | Handover:
     """Do what a client's `line` asks for. Raises UsageError for what is no request, and what the command raises."""
     try:
         request = json.loads(line)
@@ -145,10 +173,34 @@ def logs(server: ControlServer, position: int = 0) -> dict[str, Any]:
     return {"data": base64.b64encode(log[max(position, 0) :][:LOG_PIECE]).decode(), "size": len(log)}
 
 
-def attach(server: ControlServer) -> dict[str, Any]:
-    """Make the connection the console's; the answer is its last line."""
-    _alive(server)
-    return ATTACH
+def attach(server: ControlServer) -> Handover:
+    """Make the connection the console's, both ways."""
+    from pyvmm.control.attached import Attached
+
+    vm = _alive(server)
+    return Handover({}, lambda client: Attached(vm, client))
+
+
+def execute(
+    server: ControlServer,
+    args: list[str],
+    env: dict[str, str] | None = None,
+    cwd: str = "",
+    user: str = "",
+    terminal: bool = False,
+    rows: int = 0,
+    columns: int = 0,
+) -> Handover:
+    """Start a command in the guest, and make the connection its streams, as `executed` says."""
+    from pyvmm.control.executed import Executed, begin
+
+    vm = _alive(server)
+    if not vm.config.agent:
+        raise UsageError(f"{server.name} has no ports for an agent (pyvmm run --agent gives it these)")
+    if vm.state == "paused":
+        raise UsageError(f"{server.name} is paused: no command runs there (pyvmm resume comes first)")
+    process = begin(vm.guest, args, env or {}, user, cwd, (rows, columns) if terminal else None)
+    return Handover({"pid": process.pid}, lambda client: Executed(process, client), process.close)
 
 
 def _alive(server: ControlServer) -> VM:
@@ -202,6 +254,11 @@ COMMANDS = {
     "kill": Command(kill),
     "logs": Command(logs, {"position": int}),
     "attach": Command(attach),
+    "exec": Command(
+        execute,
+        {"args": list, "env": dict, "cwd": str, "user": str, "terminal": bool, "rows": int, "columns": int},
+        ("args",),
+    ),
     "balloon": Command(balloon, {"size": int}),
     "net-link": Command(net_link, {"up": bool, "device": str}, ("up",)),
     "snapshot": Command(snapshot, {"path": str}, ("path",)),

@@ -14,13 +14,13 @@ import time
 
 from pyvmm import threads
 from pyvmm.control.folder import SUFFIX, Folder, check_name
-from pyvmm.errors import BackendError, PyvmmError
+from pyvmm.errors import BackendError, GuestAgentError, PyvmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
 
-    from pyvmm.control.attached import Attached
+    from pyvmm.control.commands import Handover, Session
     from pyvmm.control.lines import Lines
     from pyvmm.vm import VM
 
@@ -49,7 +49,7 @@ class ControlServer:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._clients: dict[_socket.socket, threading.Thread] = {}
-        self._attached: set[Attached] = set()
+        self._sessions: set[Session] = set()
         self._closing = False
 
     def open(self) -> None:
@@ -107,8 +107,8 @@ class ControlServer:
             if self._thread is not None:
                 self._thread.join(CLOSE_WAIT)
             listener.close()
-            for attached in tuple(self._attached):
-                attached.finish(CLOSE_WAIT)
+            for session in tuple(self._sessions):
+                session.finish(CLOSE_WAIT)
             self._hang_up(SHUT_RDWR)
         if folder is not None:
             folder.close()
@@ -175,8 +175,8 @@ class ControlServer:
             client.settimeout(IDLE)
             while (line := lines.next()) is not None and not self._closing:
                 answer = self._answer(line)
-                if answer is None:
-                    self._attach(client, lines)
+                if not isinstance(answer, bytes):
+                    self._hand_over(client, lines, answer)
                     break
                 self._reply(client, answer)
                 client.settimeout(IDLE)
@@ -189,40 +189,44 @@ class ControlServer:
                 self._clients.pop(client, None)
             client.close()
 
-    def _reply(self, client: _socket.socket, answer: bytes) -> None:
+    def _reply(self, client: _socket.socket, answer: bytes) -> bool:
         try:
             client.settimeout(SLOW)
             client.sendall(answer)
         except OSError:
             client.close()  # it has gone, or does not read
+            return False
+        return True
 
-    def _attach(self, client: _socket.socket, lines: Lines) -> None:
-        """What follows on this connection is the console's, both ways."""
-        from pyvmm.control.attached import Attached
-
-        self._reply(client, b'{"ok": {}}\n')
-        attached = Attached(self.vm, client)
-        self._attached.add(attached)
-        try:
-            attached.run(lines.rest())
-        finally:
-            self._attached.discard(attached)
-
-    def _answer(self, line: bytes) -> bytes | None:
-        """The answer to a request; None: the client is to be attached to the console.
-
-        Whatever goes wrong is told to the client, and only to it.
-        """
+    def _hand_over(self, client: _socket.socket, lines: Lines, handover: Handover) -> None:
+        """Answer; what follows on this connection is the session's, both ways."""
         import json
 
-        from pyvmm.control.commands import ATTACH, perform
+        if not self._reply(client, json.dumps({"ok": handover.answer}).encode() + b"\n"):
+            if handover.refuse is not None:
+                handover.refuse()
+            return
+        session = handover.session(client)
+        self._sessions.add(session)
+        try:
+            session.run(lines.rest())
+        finally:
+            self._sessions.discard(session)
+
+    def _answer(self, line: bytes) -> bytes | Handover:
+        """The answer to a request. Whatever goes wrong is told to the client, and only to it."""
+        import json
+
+        from pyvmm.control.commands import Handover, perform
 
         answer: dict[str, object]
         try:
             found = perform(self, line)
-            if found is ATTACH:
-                return None
+            if isinstance(found, Handover):
+                return found
             answer = {"ok": found}
+        except GuestAgentError as error:
+            answer = {"error": str(error), "status": error.exit_status, "errno": error.errno}
         except PyvmmError as error:
             answer = {"error": str(error), "status": error.exit_status}
         except Exception as error:
