@@ -1,16 +1,18 @@
-"""Commands in the tiny Linux by its agent: the API in one boot, `pyvmm run -- CMD` in one more."""
+"""Commands in the tiny Linux by its agent: the API in one boot, `pyvmm run -- CMD` and `pyvmm exec` in three more."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import subprocess
 import time
 
 import pytest
 
 from pyvmm import VM
 from pyvmm.errors import GuestAgentError, TimeLimitError
-from tests.support.cli import pyvmm
+from tests.support.cli import PYVMM, environment, pyvmm
 from tests.support.linux import LIMIT, image, release
 from tests.support.session import Session
 
@@ -99,3 +101,50 @@ def test_control_c_on_a_terminal_is_the_commands():
     session.see(b"caught\r\n")
     assert session.end() == 5
     session.close()
+
+
+SCRIPT = """#!/bin/sh
+pwd
+read -r release </proc/sys/kernel/osrelease
+echo $release
+for version in /lib/modules/*; do echo $version; done
+echo changed >file
+read -r word <file
+echo $word
+echo kept >out/new
+echo ready
+read -r word
+echo $word
+exit 9
+"""
+
+
+def test_a_kernel_runs_a_script_of_this_hosts_and_others_run_commands_beside_it(tmp_path):
+    """--root, --rwdir, --modules and `pyvmm exec` in one boot, of a kernel that is named."""
+    script, file, out, modules = (tmp_path / name for name in ("test.sh", "file", "out", "lib/modules/6.1.0-test"))
+    script.write_text(SCRIPT)
+    script.chmod(0o755)
+    file.write_text("original\n")
+    out.mkdir()
+    modules.mkdir(parents=True)
+    (modules / "modules.dep").touch()
+    name = f"script-{os.getpid()}"
+    options = ("--rwdir", "out", "--modules", ".", "--name", name, "--timeout", str(LIMIT))
+    command = [*PYVMM, "run", *options, image("kernel"), "--", "./test.sh"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes)
+    try:
+        lines = list(iter(process.stdout.readline, b"ready\n"))
+        line = "id -un; cat; pwd; exit 5"
+        done = pyvmm("exec", "--user", "nobody", name, "--", "sh", "-c", line, input=b"in\n", stdin=None, timeout=LIMIT)
+        assert (done.returncode, done.stdout, done.stderr) == (5, b"nobody\nin\n/\n", b"")
+        assert pyvmm("exec", name, "--", "/no/such", timeout=LIMIT).returncode == 127
+        rest, errors = process.communicate(b"go\n", timeout=LIMIT)
+    finally:
+        process.kill()
+        process.communicate()
+    expected = [str(tmp_path), release(), "/lib/modules/6.1.0-test", "changed"]
+    assert [line.decode().rstrip() for line in lines] == expected
+    assert (rest, errors, process.returncode) == (b"go\n", b"", 9)
+    assert file.read_text() == "original\n"
+    assert (out / "new").read_text() == "kept\n"
