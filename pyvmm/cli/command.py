@@ -12,7 +12,7 @@ from pyvmm.backends.capture import CaptureConsole
 from pyvmm.cli.passing import NOT_FOUND, NOT_RUN, Passing, status, variables
 from pyvmm.cli.progress import STDERR, log, write_all
 from pyvmm.cli.run import DEFAULT_IMAGE, Run
-from pyvmm.errors import STATUS_VMM_ERROR, GuestAgentError, ImageError, PyvmmError, UsageError
+from pyvmm.errors import STATUS_VMM_ERROR, GuestAgentError, ImageError, PyvmmError, TimeLimitError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 AGENT_WAIT = 300.0
 """Seconds that a guest has until its agent answers, where no --timeout ends the run before."""
+DRIVER_WAIT = 120.0
+"""Seconds after which a guest without a driver for the agent's port is given up."""
 POWER_OFF_WAIT = 15.0
 """Seconds that a guest with disks has to write back what it holds."""
 CONSOLE_SHOWN = 4000
@@ -66,6 +68,17 @@ def guest_files(values: dict[str, Any]) -> GuestFiles | None:
     return GuestFiles(values.get("root", NONE), values.get("rwdir", ()), values.get("modules", ""))
 
 
+def _wait_ready(vm: VM) -> None:
+    try:
+        vm.guest.wait_ready(DRIVER_WAIT)
+    except TimeLimitError:
+        from pyvmm.cli.kconfig import driverless
+
+        if driverless(vm):
+            raise
+        vm.guest.wait_ready(AGENT_WAIT - DRIVER_WAIT)
+
+
 class KeptConsole(CaptureConsole):
     """The console in memory and, if `shown`, on standard error as well."""
 
@@ -95,6 +108,7 @@ class CommandRun(Run):
         self.verbose = "verbose" in values
         self.env = variables(values.get("env", []))
         self.user: str = values.get("user", "")
+        self._lacking = ""
         self.passing = Passing(signals, escape=values.get("escape"), quit=self._quit, state=self._state)
         super().__init__(arguments, signals)
         self.files = guest_files(values)
@@ -111,9 +125,12 @@ class CommandRun(Run):
         from pyvmm.runloop import Outcome
 
         try:
-            vm.guest.wait_ready(AGENT_WAIT)
+            _wait_ready(vm)
         except PyvmmError as error:
-            return self._ended(vm, error, ": is there one in its initramfs (docs/exec.md)?")
+            from pyvmm.cli.kconfig import likely_lacking
+
+            self._lacking = likely_lacking(vm, vm.console_log.decode("utf-8", "replace"))
+            return self._ended(vm, error, f": {self._lacking or 'is there one in its initramfs (docs/exec.md)?'}")
         try:
             process = self._start(vm)
         except GuestAgentError as error:
@@ -173,3 +190,5 @@ class CommandRun(Run):
             log.say("the guest's console:")
             log.say("\n".join(f"| {line}" for line in shown.splitlines()) or "| (it wrote nothing)")
         super()._tell(outcome, vm)
+        if self._lacking and self._lacking not in outcome.detail:
+            log.say(self._lacking)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RUNNING = ("ps", "stop", "kill", "pause", "resume", "inspect", "stat", "logs", "attach")
 """Those of `pyvmm.cli.running`."""
-VERBS = ("run", "doctor", "image", *RUNNING, "exec", "balloon", "net", "disk", "snapshot")
+VERBS = ("run", "doctor", "image", *RUNNING, "exec", "balloon", "net", "disk", "snapshot", "kconfig")
 STATUS_SIGINT = 128 + 2
 STATUS_SIGPIPE = 128 + 13
 
