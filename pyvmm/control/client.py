@@ -147,6 +147,7 @@ class Client:
 
     def close(self) -> None:
         """Hang up; a second call does nothing."""
+        self.hang_up()  # what another thread reads stays open after close(2) until something comes
         self._connection.close()
 
 

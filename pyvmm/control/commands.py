@@ -237,11 +237,14 @@ def disk_resize(server: ControlServer, device: str, size: int | None = None, shr
     return {"size": server.vm.resize_disk(size, device, shrink=shrink)}
 
 
-def snapshot(server: ControlServer, path: str) -> dict[str, Any]:
-    """Save the VM to the folder `path`, which must be absolute: the server has a working folder of its own."""
-    if not os.path.isabs(path):
-        raise UsageError(f"snapshot: {path!r} (expected an absolute path)")
-    server.vm.snapshot(path)
+def snapshot(server: ControlServer, path: str, base: str = "") -> dict[str, Any]:
+    """Save the VM to the folder `path`, or what has changed since `base`: absolute paths, for the server has a working
+    folder of its own.
+    """
+    for name in (path, base or path):
+        if not os.path.isabs(name):
+            raise UsageError(f"snapshot: {name!r} (expected an absolute path)")
+    server.vm.snapshot(path, base or None)
     return {}
 
 
@@ -261,6 +264,6 @@ COMMANDS = {
     ),
     "balloon": Command(balloon, {"size": int}),
     "net-link": Command(net_link, {"up": bool, "device": str}, ("up",)),
-    "snapshot": Command(snapshot, {"path": str}, ("path",)),
+    "snapshot": Command(snapshot, {"path": str, "base": str}, ("path",)),
     "disk-resize": Command(disk_resize, {"device": str, "size": int, "shrink": bool}, ("device",)),
 }

@@ -104,24 +104,37 @@ class Folder:
 
     def names(self) -> list[str]:
         """The VMs that run, sorted. Sockets that dead ones have left are removed."""
-        found = sorted(entry[: -len(SUFFIX)] for entry in os.listdir(self.fd) if entry.endswith(SUFFIX))
-        alive = []
-        for name in found:
-            if self.answers(name):
-                alive.append(name)
-            else:
-                self.remove_stale(name)
+        found = self._sockets()
+        alive = [name for name in found if self.answers(name)]
+        if len(alive) < len(found):
+            self.lock()
+            try:
+                self.remove_stale()
+            finally:
+                self.unlock()
         return alive
 
+    def _sockets(self) -> list[str]:
+        return sorted(entry[: -len(SUFFIX)] for entry in os.listdir(self.fd) if entry.endswith(SUFFIX))
+
     def answers(self, name: str) -> bool:
-        """Whether somebody listens at the socket of `name`."""
+        """Whether the socket of `name` is somebody's. Who listens there notices nothing.
+
+        connect(2) with a datagram socket: a stream socket at the other end is EPROTOTYPE, none is ECONNREFUSED (Linux's
+        net/unix/af_unix.c, unix_find_bsd()).
+        """
+        from _socket import AF_UNIX, SOCK_DGRAM, socket
+
+        probe = socket(AF_UNIX, SOCK_DGRAM)
         try:
-            probe = self.connect(name, 0.0)
-        except BlockingIOError:  # its queue is full
-            return True
-        if probe is not None:
+            probe.connect(self.address(name))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            pass
+        finally:
             probe.close()
-        return probe is not None
+        return True
 
     def connect(self, name: str, timeout: float) -> _socket.socket | None:
         """A connection to the VM `name`, or None if there is no such VM. `timeout` is for what is done with it.
@@ -142,16 +155,14 @@ class Folder:
             raise
         return connection
 
-    def remove_stale(self, name: str) -> None:
-        """Remove the socket of `name` if nobody listens there."""
-        self.lock()
-        try:
+    def remove_stale(self) -> None:
+        """Remove the sockets that dead VMs have left; the lock is held."""
+        for name in self._sockets():
             if self.inode(name) and not self.answers(name):
-                os.unlink(name + SUFFIX, dir_fd=self.fd)
-        except OSError:
-            pass  # gone by now
-        finally:
-            self.unlock()
+                try:
+                    os.unlink(name + SUFFIX, dir_fd=self.fd)
+                except OSError:
+                    pass  # removed by hand
 
     def inode(self, name: str) -> int:
         """The number of the socket of `name`, or 0: there is none, or it is something else."""

@@ -58,6 +58,7 @@ class ControlServer:
             self._folder = folder = Folder(make=True)
             folder.lock()
             try:
+                folder.remove_stale()
                 self._listener = self._listen(folder)
                 self._inode = folder.inode(self.name)
             finally:
@@ -79,10 +80,7 @@ class ControlServer:
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or not folder.inode(self.name):
                     raise
-                if folder.answers(self.name):
-                    raise BackendError(f"a VM called {self.name} is running already") from None
-                os.unlink(self.name + SUFFIX, dir_fd=folder.fd)  # a dead one's
-                listener.bind(folder.address(self.name))
+                raise BackendError(f"a VM called {self.name} is running already") from None
             listener.listen(MOST_CLIENTS)
         except BaseException:
             listener.close()

@@ -234,6 +234,41 @@ def test_dead_ones_are_not_listed_and_their_sockets_go(servers, folder):
     assert sorted(entry.name for entry in folder.iterdir()) == ["a.sock", "b.sock", "file.sock", "other"]
 
 
+def test_a_vm_that_starts_removes_what_dead_ones_have_left(servers, folder):
+    """Who is alive notices nothing of it."""
+    one = servers("alive")
+    leave_socket(folder / "dead.sock")
+    (folder / "file.sock").write_text("not ours to remove")
+    servers("new")
+    assert sorted(entry.name for entry in folder.iterdir()) == ["alive.sock", "file.sock", "new.sock"]
+    assert one._clients == {}
+
+
+def test_a_vm_that_is_killed_leaves_a_socket_until_the_next_one_starts(servers, folder):
+    program = (
+        "import os, signal\nfrom pyvmm.control.server import ControlServer\n"
+        "one = ControlServer(None, 'a'); one.open(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), timeout=60)
+    assert done.returncode == -9 and [entry.name for entry in folder.iterdir()] == ["a.sock"]
+    servers("b")
+    assert [entry.name for entry in folder.iterdir()] == ["b.sock"]
+
+
+def test_a_vm_whose_queue_of_clients_is_full_is_alive(servers):
+    one = servers("a", start=False)
+    clients = []
+    with Folder() as folder:
+        for _ in range(MOST_CLIENTS + 1):
+            clients.append(folder.connect("a", 1.0))
+        with pytest.raises(BlockingIOError):
+            folder.connect("a", 0.0)
+        assert folder.answers("a") and folder.names() == ["a"]
+    for client in clients:
+        client.close()
+    one.close()
+
+
 def test_something_else_in_the_socket_s_place_stays(servers, folder):
     folder.mkdir(0o700)
     (folder / "a.sock").write_text("mine")
