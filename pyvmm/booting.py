@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class Booting:
-    """The beginning of a VM of `config`. `source` is the folder of the snapshot that a VM comes from: none here."""
+    """The beginning of a VM of `config`. `sources` are the folders of the snapshots that a VM comes from: none here."""
 
-    source = ""
+    sources: tuple[str, ...] = ()
 
     def __init__(self, config: VmConfig) -> None:
         self._config = config

@@ -157,10 +157,12 @@ class VM(Parts, GuestParts):
         vm._guest_closers.append(restoring.close)
         return vm
 
-    def snapshot(self, path: str | os.PathLike[str]) -> None:
+    def snapshot(self, path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> None:
         """Save the VM to the folder `path`, in the place of a snapshot that may be there; then it goes on as it was.
 
-        Raises UsageError for a VM that does not run or cannot be saved, PyvmmError where the host cannot write it.
+        With `base`, another snapshot of this VM or of one that it comes from, only what has changed of its memory; it
+        is of no use without `base` then. Raises UsageError for a VM that does not run or cannot be saved, LoadError for
+        a base that is none, PyvmmError where the host cannot write it.
         """
         from pyvmm.kvm import Kvm
         from pyvmm.snapshot.save import Subject, save
@@ -174,8 +176,8 @@ class VM(Parts, GuestParts):
             with Kvm() as kvm:
                 cpuid = self._origin.cpuid(kvm, self._fd, self.host)
                 parts = (kvm, self._fd, self._vcpus, cpuid, self.machine, self.memory, self._virtio)
-                subject = Subject(self.config, self.loaded, self._transport, *parts, self._origin.source)
-                save(os.fspath(path), subject)
+                subject = Subject(self.config, self.loaded, self._transport, *parts, self._origin.sources)
+                save(os.fspath(path), subject, None if base is None else os.fspath(base))
         finally:
             if running:
                 self.resume()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pyvmm.vm import VM
 
 HELP = "save a running VM and go on from there, as often as one likes"
-USAGE = """usage: pyvmm snapshot create NAME PATH
+USAGE = """usage: pyvmm snapshot create [--base PATH] NAME PATH
        pyvmm snapshot restore [options] PATH
        pyvmm snapshot inspect [--verify] [--json] PATH"""
 RESTORE = [
@@ -62,9 +62,11 @@ def create(argv: list[str]) -> int:
     parser = _parser("create", "save a running VM to a folder; it goes on")
     parser.add_argument("name", metavar="NAME", help="what the VM is called (pyvmm run --name)")
     parser.add_argument("path", metavar="PATH", help="the folder; a snapshot that is there already is replaced")
+    parser.add_argument("--base", metavar="PATH", help="another snapshot of it: save just the memory that has changed")
     arguments = parser.parse_args(argv)
+    base = os.path.abspath(arguments.base) if arguments.base else ""
     with Client(arguments.name, CREATE_LIMIT) as client:
-        client.ask("snapshot", path=os.path.abspath(arguments.path))
+        client.ask("snapshot", path=os.path.abspath(arguments.path), base=base)
     return 0
 
 
@@ -141,6 +143,7 @@ def inspect(argv: list[str]) -> int:
         "memory": f"{found['memory'] >> 10} KiB on the disk",
         "devices": ", ".join(found["devices"]) or "none",
         "disks": ", ".join(found["disks"]) or "none",
+        "bases": ", ".join(found["bases"]) or "none",
         "verified": "every checksum is right" if arguments.verify else "not asked for (--verify)",
     }
     for name, value in shown.items():

@@ -143,8 +143,9 @@ def identity(status: os.stat_result) -> dict[str, int]:
 class Folder:
     """The snapshot in the folder `path`, judged as far as its state goes. A context manager.
 
-    state    what was saved
-    folder   a descriptor of the folder
+    state     what was saved
+    checksum  of it, by which others know this snapshot
+    folder    a descriptor of the folder
 
     Raises LoadError, which names the path and what is wrong.
     """
@@ -178,7 +179,9 @@ class Folder:
             raise LoadError(name, f"has {status.st_size} bytes", expected=f"up to {LARGEST}")
         with open(fd, "rb", closefd=False) as file:
             data = file.read(LARGEST + LONGEST_LINE)
-        return parse(data, name)
+        state = parse(data, name)
+        self.checksum = data[:LONGEST_LINE].split(b" ")[2].decode()
+        return state
 
     def open(self, known: Any) -> tuple[int, bool]:
         """A descriptor of the file that `seal()` described so, and whether it is that file and not a copy of it.

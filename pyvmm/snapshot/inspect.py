@@ -6,9 +6,9 @@ import os
 
 from pyvmm import layout
 from pyvmm.errors import LoadError
+from pyvmm.snapshot.chain import Layers
 from pyvmm.snapshot.configuration import make_config
 from pyvmm.snapshot.file import Folder
-from pyvmm.snapshot.memory import judge_memory, verify_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,12 +37,13 @@ def inspect(path: str | os.PathLike[str], *, verify: bool = False) -> dict[str, 
             }
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(folder.path, f"its state lacks {error}") from error
-        fd = judge_memory(folder, state.get("memory"), layout.ram_ranges(config.mem))
+        layers = Layers(folder, layout.ram_ranges(config.mem))
         try:
-            found["memory"] = os.fstat(fd).st_blocks * 512
+            found["memory"] = layers.stored
+            found["bases"] = layers.paths[1:]
             if verify:
-                verify_memory(fd, state["memory"], os.path.join(folder.path, state["memory"]["name"]))
+                layers.verify()
             found["verified"] = verify
         finally:
-            os.close(fd)
+            layers.close()
         return found

@@ -12,10 +12,10 @@ from pyvmm import layout
 from pyvmm.boot import ALONE, LoadedKernel
 from pyvmm.errors import LoadError, PyvmmError
 from pyvmm.kvm.archstate import cpuid_of, judge_vcpu, judge_vm, restore_vcpu, restore_vm, tell_stopped
+from pyvmm.snapshot.chain import Layers
 from pyvmm.snapshot.configuration import make_config
 from pyvmm.snapshot.disks import judge_disks, restore_disk
 from pyvmm.snapshot.file import Folder
-from pyvmm.snapshot.memory import judge_memory, map_memory
 from pyvmm.snapshot.save import models
 from pyvmm.state import U64, Maybe, StateError, Text, judged
 from pyvmm.virtio.saving import restore_device
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _LOADED: dict[str, Kind] = {"path": Text(), "format": Text(), "entry": U64, "command_line": Maybe(Text(1 << 20))}
 _PARTS = {
-    *("pyvmm", "time", "config", "transport", "loaded", "vcpus", "vm", "models", "virtio", "disks", "memory"),
+    *("base", "config", "disks", "loaded", "memory", "models", "pyvmm", "time", "transport", "vcpus", "virtio", "vm"),
 }
 
 
@@ -62,15 +62,16 @@ class SavedKernel(LoadedKernel):
 class Restoring:
     """The snapshot in the folder `path`, ready to become a VM. `others` are settings that shall be other than saved.
 
-    config  the VM's
-    source  the folder
+    config   the VM's
+    source   the folder
+    sources  it and those that it is based on
 
     Judges everything that can be without making a VM: raises LoadError, and UsageError for `others`. `close()` it.
     """
 
     def __init__(self, path: str | os.PathLike[str], **others: Any) -> None:
         self.source = os.fspath(path)
-        self._memory_fd = -1
+        self._layers: Layers | None = None
         self._memory: GuestMemory | None = None
         self._folder = Folder(self.source)
         try:
@@ -101,8 +102,8 @@ class Restoring:
             if type(state[part]) is not dict:
                 raise LoadError(self.source, f"its state has no {part}")
         judge_disks(self.source, config.disks, state["disks"])
-        self._ranges = layout.ram_ranges(config.mem)
-        self._memory_fd = judge_memory(self._folder, state["memory"], self._ranges)
+        self._layers = Layers(self._folder, layout.ram_ranges(config.mem))
+        self.sources = tuple(self._layers.paths)
 
     def transport(self) -> str:
         """That of the virtio devices."""
@@ -110,8 +111,9 @@ class Restoring:
 
     def memory(self) -> GuestMemory:
         """The VM's RAM: pages of the snapshot's until they are written to. Raises PyvmmError."""
+        assert self._layers is not None
         try:
-            self._memory = map_memory(self._memory_fd, self._ranges)
+            self._memory = self._layers.map()
             return self._memory
         except (OSError, ValueError) as error:
             raise PyvmmError(f"{self.source}: its memory cannot be mapped: {error}") from error
@@ -188,7 +190,6 @@ class Restoring:
 
     def close(self) -> None:
         """Let go of the folder's files; memory that was mapped stays. A second call does nothing."""
-        fd, self._memory_fd = self._memory_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._layers is not None:
+            self._layers.close()
         self._folder.close()

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import time
 
+from pyvmm import layout
 from pyvmm.errors import PyvmmError, UsageError
 from pyvmm.kvm.archstate import save_vcpu, save_vm
+from pyvmm.snapshot.chain import Layers, describe_base
 from pyvmm.snapshot.configuration import save_config
 from pyvmm.snapshot.disks import save_disk
-from pyvmm.snapshot.file import Writer
+from pyvmm.snapshot.file import Folder, Writer
 from pyvmm.snapshot.memory import save_memory
 from pyvmm.state import StateError, Stateful
 from pyvmm.virtio.block import VirtioBlock
@@ -22,7 +24,7 @@ from pyvmm.virtio.saving import save_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from threading import Lock
     from typing import Any
 
@@ -41,10 +43,10 @@ COARSE = 0.011
 
 
 class Subject:
-    """What there is to be saved of a VM. `source` is the folder that it was restored from, or ""."""
+    """What there is to be saved of a VM. `sources` are the folders that it was restored from."""
 
     __slots__ = (
-        *("config", "cpuid", "fd", "kvm", "loaded", "machine", "memory", "source", "transport", "vcpus", "virtio"),
+        *("config", "cpuid", "fd", "kvm", "loaded", "machine", "memory", "sources", "transport", "vcpus", "virtio"),
     )
 
     def __init__(
@@ -59,7 +61,7 @@ class Subject:
         machine: Machine,
         memory: GuestMemory,
         virtio: VirtioDevices | None,
-        source: str = "",
+        sources: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.loaded = loaded
@@ -71,16 +73,39 @@ class Subject:
         self.machine = machine
         self.memory = memory
         self.virtio = virtio
-        self.source = source
+        self.sources = sources
 
 
-def save(path: str, vm: Subject) -> None:
+def save(path: str, vm: Subject, base: str | None = None) -> None:
     """Save `vm`, which stands still, to the folder `path`, in the place of a snapshot that may be there.
 
-    Raises UsageError for a VM that cannot be saved or a path that is no place for it, PyvmmError where the host cannot.
+    With `base`, a snapshot of the same memory, only the pages that are other than there. Raises UsageError for a VM
+    that cannot be saved or a path that is no place for it, LoadError for a base that is none, PyvmmError where the host
+    cannot.
     """
-    if vm.source and os.path.exists(path) and os.path.samefile(path, vm.source):
-        raise UsageError(f"snapshot {path}: the VM was restored from it, so it cannot be saved over it")
+    if base is not None:
+        with Folder(base) as folder:
+            layers = Layers(folder, layout.ram_ranges(vm.config.mem))
+            try:
+                _refuse(path, layers.paths, "the base is it, or stands on it")
+                memory = layers.map()
+                try:
+                    _save(path, vm, describe_base(folder), memory)
+                finally:
+                    memory.close()
+            finally:
+                layers.close()
+    else:
+        _save(path, vm)
+
+
+def _refuse(path: str, others: Iterable[str], why: str) -> None:
+    if os.path.exists(path) and any(os.path.exists(one) and os.path.samefile(path, one) for one in others):
+        raise UsageError(f"snapshot {path}: {why}, so it cannot be saved over it")
+
+
+def _save(path: str, vm: Subject, base: dict[str, str] | None = None, before: GuestMemory | None = None) -> None:
+    _refuse(path, vm.sources, "the VM was restored from it")
     held: list[Lock] = []
     try:
         for lock in _locks(vm.virtio):
@@ -91,7 +116,8 @@ def save(path: str, vm: Subject) -> None:
             state = _save_state(vm)
             with Writer(path) as writer:
                 state["disks"] = _save_disks(writer, vm)
-                state["memory"] = save_memory(writer, vm.memory)
+                state["base"] = base
+                state["memory"] = save_memory(writer, vm.memory, before)
                 writer.commit(state)
         except StateError as error:
             raise UsageError(f"snapshot {path}: {error}") from error

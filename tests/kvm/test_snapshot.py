@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pyvmm.errors import LoadError, PyvmmError, UsageError
 from pyvmm.images import guest
 from pyvmm.kvm.archstate import CHIPS, judge_vm, restore_vm, save_vm
 from pyvmm.layout import ACPI_PM_GPE, ACPI_PM_PORT, GENERATION_GPE, VIRTIO_MMIO, VM_GENERATION
+from pyvmm.snapshot.inspect import inspect
 from tests.support import guests
 from tests.support.tinyvm import tiny_vm
 
@@ -188,6 +190,45 @@ def test_it_never_overwrites_its_own_source(counter: Path, tmp_path: Path) -> No
         assert clone.state == "running"
 
 
+def test_a_differential_snapshot_has_what_changed_and_needs_its_base(counter: Path, tmp_path: Path) -> None:
+    with VM(counter, mem="64M", timeout=LIMIT, paused=True) as vm:
+        vm.memory.fill(0x100000, 8 << 20, 7)
+        vm.snapshot(tmp_path / "base")
+        vm.resume()
+        time.sleep(0.01)
+        vm.pause()
+        vm.memory.write(0x200000, b"by a device")
+        vm.snapshot(tmp_path / "one", base=tmp_path / "base")
+        count = vm.memory.read_u32(AT)
+    assert sum(path.stat().st_blocks for path in (tmp_path / "one").iterdir()) * 512 < 1 << 16
+    with VM.restore(tmp_path / "one", paused=True) as clone:
+        assert clone.memory.read_u32(AT) == count > 0
+        assert clone.memory.read(0x200000, 12) == b"by a device\7"
+        clone.resume()
+        time.sleep(0.01)
+        for name in ("base", "one"):
+            with pytest.raises(UsageError, match="restored from it"):
+                clone.snapshot(tmp_path / name)
+        with pytest.raises(UsageError, match="the base"):
+            clone.snapshot(tmp_path / "base", base=tmp_path / "one")
+        clone.snapshot(tmp_path / "two", base=tmp_path / "one")
+        clone.pause()
+        count = clone.memory.read_u32(AT)
+    with VM.restore(tmp_path / "two", paused=True) as clone:
+        assert 0 < clone.memory.read_u32(AT) <= count
+        assert clone.memory.read(0x200000, 12) == b"by a device\7"
+        assert clone.memory.read_u8(0x800000) == 7
+    found = inspect(tmp_path / "two", verify=True)
+    assert found["bases"] == [os.path.realpath(tmp_path / name) for name in ("one", "base")]
+    assert found["memory"] < 1 << 16
+    with VM(counter, mem="32M", timeout=LIMIT, paused=True) as other:
+        with pytest.raises(LoadError, match="memory is not that"):
+            other.snapshot(tmp_path / "three", base=tmp_path / "base")
+        with pytest.raises(LoadError, match="is no snapshot"):
+            other.snapshot(tmp_path / "three", base=tmp_path / "nothing")
+        assert other.state == "paused"
+
+
 def test_only_a_vm_that_runs_can_be_saved(tmp_path: Path) -> None:
     path = tmp_path / "exit.bin"
     path.write_bytes(guests.EXIT_5)
@@ -242,28 +283,39 @@ def test_other_cpu_features_are_refused(counter: Path, tmp_path: Path, monkeypat
         VM.restore(tmp_path / "s", timeout=LIMIT).start()
 
 
-def test_a_kill_during_a_snapshot_leaves_the_old_one_whole(counter: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
+def test_a_kill_during_a_snapshot_leaves_the_old_one_whole(kills: int, counter: Path, tmp_path: Path) -> None:
+    """At whatever moment, the old one or the new one is there: all its checksums are right, a VM goes on from it."""
     program = (
         "import sys; from pyvmm import VM\n"
-        "with VM(sys.argv[1], mem='16M', timeout=30) as vm:\n"
+        "with VM(sys.argv[1], mem='16M', timeout=60, paused=True) as vm:\n"
+        "    vm.memory.fill(0x100000, 2 << 20, 7)\n"
+        "    number = int(sys.argv[3])\n"
         "    while True:\n"
-        "        vm.snapshot(sys.argv[2]); print('done', flush=True)\n"
+        "        vm.memory.write_u32(0x8000, number)\n"
+        "        vm.snapshot(sys.argv[2]); print(number, flush=True)\n"
+        "        number += 1\n"
     )
     path = tmp_path / "s"
-    for delay in (0.0, 0.003, 0.01, 0.03):
+    moments = random.Random(kills)
+    number = 1
+    for _ in range(kills):
         child = subprocess.Popen(
-            [sys.executable, "-c", program, counter, path],
+            [sys.executable, "-c", program, counter, path, str(number)],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": "."},
         )
         assert child.stdout is not None
-        assert child.stdout.readline() == b"done\n"
-        time.sleep(delay)
+        assert child.stdout.readline() == b"%d\n" % number
+        time.sleep(moments.uniform(0, 0.03))
         child.send_signal(signal.SIGKILL)
+        done = [number, *map(int, child.stdout.read().split())][-1]
         child.wait(LIMIT)
         child.stdout.close()
-        with VM.restore(path, timeout=LIMIT) as clone:
-            assert clone.state == "running"
+        inspect(path, verify=True)
+        with VM.restore(path, timeout=LIMIT, paused=True) as clone:
+            assert clone.memory.read_u32(0x8000) in (done, done + 1)
+        number = done + 2
     with VM(counter, mem="16M", timeout=LIMIT) as vm:
         vm.snapshot(path)
     assert len(list(path.iterdir())) == 2, "left-overs stay"

@@ -19,6 +19,7 @@ from pyvmm.errors import LoadError, PyvmmError, UsageError
 from pyvmm.hardware import Balloon, Net, Port, Rng, Share, Vsock
 from pyvmm.memory import GuestMemory
 from pyvmm.snapshot import file, memory
+from pyvmm.snapshot.chain import DEEPEST, Layers, describe_base
 from pyvmm.snapshot.configuration import make_config, save_config
 from pyvmm.snapshot.disks import image_now, judge_disks
 from pyvmm.snapshot.file import LARGEST, MAGIC, STATE, VERSION, Folder, Writer
@@ -37,7 +38,7 @@ def text_of(state: object) -> bytes:
 def made(path: Path, ram: GuestMemory, **more: object) -> dict[str, object]:
     """A snapshot of `ram` at `path`; its state."""
     with Writer(str(path)) as writer:
-        state: dict[str, object] = {"memory": memory.save_memory(writer, ram), **more}
+        state: dict[str, object] = {"memory": memory.save_memory(writer, ram), "base": None, **more}
         writer.commit(state)
     return state
 
@@ -143,11 +144,11 @@ def test_files_are_sealed(tmp_path: Path, ram: GuestMemory) -> None:
 
 def open_memory(path: Path) -> GuestMemory:
     with Folder(str(path)) as folder:
-        fd = memory.judge_memory(folder, folder.state["memory"], RANGES)
+        layers = Layers(folder, RANGES)
         try:
-            return memory.map_memory(fd, RANGES)
+            return layers.map()
         finally:
-            os.close(fd)
+            layers.close()
 
 
 def contents(ram: GuestMemory) -> list[bytes]:
@@ -205,6 +206,99 @@ def test_a_copy_is_believed_when_all_of_it_is_right(tmp_path: Path, ram: GuestMe
         changed.seek(7 * MIB)  # a chunk that was all zero
         changed.write(b"x")
     with pytest.raises(LoadError, match="wrong checksum"):
+        open_memory(tmp_path / "t")
+
+
+# --- On top of others ----------------------------------------------------------------------------------------------
+
+
+def made_on(base: Path, path: Path, ram: GuestMemory, **more: object) -> int:
+    """A snapshot of `ram` at `path`, based on that at `base`; how many bytes of memory it has."""
+    with Folder(str(base)) as folder, Writer(str(path)) as writer:
+        layers = Layers(folder, RANGES)
+        saved = memory.save_memory(writer, ram, layers.map())
+        layers.close()
+        writer.commit({"memory": saved, "base": describe_base(folder), **more})
+    runs: list[list[int]] = saved["runs"]
+    return sum(last - first for first, last in runs)
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "memfd", "its base's"])
+def test_only_what_has_changed_is_saved_and_all_comes_back(backing: str, tmp_path: Path, ram: GuestMemory) -> None:
+    made(tmp_path / "s", ram)
+    if backing == "its base's":
+        now = open_memory(tmp_path / "s")
+    else:
+        now = GuestMemory.allocate(RANGES, backing)
+        now.write(0x3000, b"low")
+        now.write((1 << 32) + 5 * MIB - 2, b"high, and over the end of a page")
+    high = (1 << 32) + 5 * MIB
+    assert made_on(tmp_path / "s", tmp_path / "same", now) == 0
+    assert contents(open_memory(tmp_path / "same")) == contents(ram)
+    now.write(0x8000, b"anew")
+    now.write(0x9000, bytes(0x1000))  # written to, and as it was
+    now.write(high, bytes(0x1000))  # zero now, and was not
+    assert made_on(tmp_path / "s", tmp_path / "t", now) == 2 * 4096
+    assert contents(open_memory(tmp_path / "t")) == contents(now)
+    third = open_memory(tmp_path / "t")
+    third.discard(0, 0x9000)
+    third.write(high - 4096, b"left")
+    assert made_on(tmp_path / "t", tmp_path / "u", third) == 3 * 4096
+    assert contents(open_memory(tmp_path / "u")) == contents(third)
+    assert contents(open_memory(tmp_path / "t")) == contents(now)
+    assert made_on(tmp_path / "u", tmp_path / "v", ram) == 3 * 4096
+    assert contents(open_memory(tmp_path / "v")) == contents(ram)
+
+
+def test_another_snapshot_in_the_base_s_place_is_not_taken_for_it(tmp_path: Path, ram: GuestMemory) -> None:
+    made(tmp_path / "s", ram)
+    made_on(tmp_path / "s", tmp_path / "t", ram)
+    made(tmp_path / "s", ram, another=True)
+    with pytest.raises(LoadError, match=f"t: its base {tmp_path}/s has changed since"):
+        open_memory(tmp_path / "t")
+    shutil.rmtree(tmp_path / "s")
+    with pytest.raises(LoadError, match="t: its base cannot be read: .*/s: is no snapshot"):
+        open_memory(tmp_path / "t")
+
+
+def test_a_base_whose_memory_was_changed_is_refused(tmp_path: Path, ram: GuestMemory) -> None:
+    made(tmp_path / "s", ram)
+    made_on(tmp_path / "s", tmp_path / "t", ram)
+    (path,) = (tmp_path / "s").glob("memory-*")
+    path.chmod(0o644)
+    with path.open("r+b") as changed:
+        changed.write(b"other")
+    with pytest.raises(LoadError, match=r"s/memory-\w+: has a wrong checksum"):
+        open_memory(tmp_path / "t")
+
+
+def test_a_chain_has_an_end(tmp_path: Path, ram: GuestMemory) -> None:
+    made(tmp_path / "0", ram)
+    for number in range(1, DEEPEST):
+        made_on(tmp_path / str(number - 1), tmp_path / str(number), ram)
+    made_on(tmp_path / str(DEEPEST - 1), tmp_path / "one more", ram)
+    with pytest.raises(LoadError, match="based on more than 15 others"):
+        open_memory(tmp_path / "one more")
+
+
+@pytest.mark.parametrize(
+    "runs", [None, 7, [[0]], [[0, 4095]], [[4096, 0]], [[0, 8192], [4096, 12288]], [[0, 64 * MIB]], [["a", "b"]]]
+)
+def test_pages_that_cannot_be_are_refused(runs: object, tmp_path: Path, ram: GuestMemory) -> None:
+    made(tmp_path / "s", ram)
+    with Folder(str(tmp_path / "s")) as folder, Writer(str(tmp_path / "t")) as writer:
+        saved = memory.save_memory(writer, ram)
+        writer.commit({"memory": {**saved, "runs": runs}, "base": describe_base(folder)})
+    with pytest.raises(LoadError, match="which pages"):
+        open_memory(tmp_path / "t")
+
+
+@pytest.mark.parametrize("base", [7, {}, {"path": "s"}, {"path": "s", "checksum": 1}])
+def test_a_base_that_is_none_is_refused(base: object, tmp_path: Path, ram: GuestMemory) -> None:
+    with Writer(str(tmp_path / "t")) as writer:
+        saved = memory.save_memory(writer, ram, GuestMemory.allocate(RANGES))
+        writer.commit({"memory": saved, "base": base})
+    with pytest.raises(LoadError, match="base"):
         open_memory(tmp_path / "t")
 
 
