@@ -144,6 +144,18 @@ def test_a_distributions_agent_runs_commands_too():
         guest.exec(["ls"], user="me")
 
 
+def test_a_clock_that_is_set_but_for_the_hardwares_is_set():
+    """As with QEMU's agent in a guest without hwclock."""
+    refused = {"error": {"desc": "hwclock failed to set hardware clock to system time"}}
+    stream, asked = scripted(refused, {"return": 1_000_000_123})
+    GuestAgent(stream).set_time(1_000_000_000)
+    assert [request["execute"] for request in asked] == ["guest-set-time", "guest-get-time"]
+    for found in (10**18, 0, -(10**18)):
+        stream, _ = scripted(refused, {"return": found})
+        with pytest.raises(GuestAgentError, match="hwclock failed"):
+            GuestAgent(stream).set_time(10**12)
+
+
 def test_output_that_the_agent_cut_is_an_error():
     cut = {"exited": True, "exitcode": 0, "out-data": "b3V0", "out-truncated": True}
     stream, _ = scripted({"return": {"pid": 5}}, {"return": cut})
