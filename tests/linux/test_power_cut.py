@@ -7,10 +7,10 @@ import pytest
 
 from pyvmm import VM
 from pyvmm.backends import disk as disk_module
+from pyvmm.testing.writelog import WriteLog
 from tests.support.crashfs import fsck
 from tests.support.linux import LIMIT, image
 from tests.support.rootfs import build
-from tests.support.writelog import WriteLog
 
 pytestmark = [pytest.mark.needs("kvm", "tiny-image", "mke2fs", "busybox"), pytest.mark.timeout(4 * LIMIT)]
 

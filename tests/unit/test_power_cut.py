@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from pyvmm.backends.disk import open_disk
+from pyvmm.testing.writelog import Write, WriteLog
 from pyvmm.virtio.block import VirtioBlock
 from pyvmm.virtio.spec import BLK_S_IOERR, BLK_S_OK, BLK_T_DISCARD, BLK_T_FLUSH, BLK_T_OUT, BLK_T_WRITE_ZEROES
 from tests.support import crashfs
 from tests.support.crashfs import BLOCK, Journal, block, changed, fsck, journal_blocks, make
 from tests.support.memorydisk import MemoryDisk
 from tests.support.virtiodriver import Driver
-from tests.support.writelog import Write, WriteLog
 
 pytestmark = pytest.mark.transport("mmio")
 

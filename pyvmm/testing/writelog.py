@@ -2,17 +2,22 @@
 
 What was written before a flush that was answered is there. Of what was written since, a disk with a volatile cache may
 have stored anything: all of it, nothing, or some sectors and not others, whatever the order.
+
+Imports errors; virtio and backends where one is asked for.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from pyvmm.errors import UsageError
 
 if TYPE_CHECKING:
-    from pyvmm.virtio.block import Disk
+    from pyvmm.virtio.block import Disk, VirtioBlock
 
 SECTOR = 512
 
@@ -34,6 +39,12 @@ class WriteLog:
     """`disk`, with everything that changes it logged in `log`: a Write, or None for a flush that has succeeded.
 
     It is a Disk itself: give it to VirtioBlock in the place of `disk`, whose whole content is read at once.
+
+        log = WriteLog.open("disk.img")
+        with VM(..., virtio=[log.device()]) as vm:  # the guest's /dev/vda
+            ...
+        for state in log.images():
+            ...
     """
 
     def __init__(self, disk: Disk) -> None:
@@ -46,6 +57,19 @@ class WriteLog:
         self.block_size, self.physical_block_size = disk.block_size, disk.physical_block_size
         self.durable, self.may_unmap = disk.durable, disk.may_unmap
         self.readv, self.close = disk.readv, disk.close
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """A log of the disk image `path`. Raises BackendError."""
+        from pyvmm.backends.disk import open_disk
+
+        return cls(open_disk(os.fspath(path)))
+
+    def device(self) -> VirtioBlock:
+        """A virtio disk for `VM(..., virtio=[...])`, which closes the image with itself."""
+        from pyvmm.virtio.block import VirtioBlock
+
+        return VirtioBlock(self)
 
     def writev(self, views: Sequence[memoryview], offset: int) -> None:
         data = b"".join(views)
@@ -62,6 +86,10 @@ class WriteLog:
     def write_zeroes(self, offset: int, length: int, unmap: bool) -> None:
         self.disk.write_zeroes(offset, length, unmap)
         self.log.append(Write(offset, bytes(length)))
+
+    def resize(self, size: int | None) -> None:
+        """Never: the images that follow from the log are as long as the disk was. Raises UsageError."""
+        raise UsageError(f"{self.path}: a disk whose writes are logged keeps its size")
 
     def images(self, samples: int = 100, seed: int = 0, prefixes: int = 1000) -> Iterator[CrashImage]:
         """Disks after a power cut, none twice: every prefix of the log (at most `prefixes` or so, evenly spread), then
