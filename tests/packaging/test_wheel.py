@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -159,3 +160,54 @@ def test_that_program_says_what_is_wrong_with_a_kernel(installed: Path, tmp_path
     result = run(installed / "python", tmp_path / "program.py", tmp_path / "empty.bin")
     assert result.returncode in (126, 127)
     assert result.stderr.count("\n") == 1
+
+
+PROJECT = {
+    "conftest.py": """
+import sys
+
+
+def pytest_collection_finish():
+    found = sorted(name for name in sys.modules if name.partition(".")[0] == "pyvmm")
+    assert found == ["pyvmm", "pyvmm.testing", "pyvmm.testing.plugin"]
+""",
+    "pytest.ini": "[pytest]\naddopts = --strict-markers --strict-config\nvm_timeout = 4m\n",
+    "test_guests.py": """
+import pytest
+
+
+def test_the_guest_runs_linux(vm_snapshot):
+    assert vm_snapshot.exec(["uname", "-s"], timeout=60).text == "Linux\\n"
+
+
+def test_a_guest_keeps_a_file(vm_snapshot):
+    vm_snapshot.push("pytest.ini", "/tmp/there")
+    vm_snapshot.pull("/tmp/there", "back")
+    assert open("back").read() == open("pytest.ini").read()
+
+
+@pytest.mark.vm(mem="1M")
+def test_a_kernel_of_five_bytes(vm_factory):
+    assert vm_factory("five.bin").wait(20).status == 11
+""",
+}
+
+
+@pytest.mark.needs("kvm", "tiny-image")
+def test_a_project_elsewhere_tests_its_guests_with_two_workers(distributions: Distributions, tmp_path: Path) -> None:
+    from tests.support.guests import EXIT_5
+
+    environment, project, base = tmp_path / "environment", tmp_path / "project", tmp_path / "base"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    result = run(python, "-m", "pip", "install", "-q", distributions.wheel, "pytest", "pytest-xdist")
+    assert result.returncode == 0, result.stdout + result.stderr
+    project.mkdir()
+    for name, text in PROJECT.items():
+        (project / name).write_text(text)
+    (project / "five.bin").write_bytes(EXIT_5)
+    command = f"cd {project} && exec {python} -m pytest -n 2 --basetemp {base}"
+    result = run("sh", "-c", command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 passed" in result.stdout
+    assert [len(path.read_text().splitlines()) for path in base.glob("pyvmm-snapshots/*/made")] == [1]
