@@ -12,7 +12,6 @@ another inode, and is only believed when all of it has been read and has the rig
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import stat
 
@@ -85,14 +84,14 @@ class Writer:
 
     def commit(self, state: dict[str, Any]) -> None:
         """Make this the snapshot. Raises OSError, UsageError for too much state."""
-        from hashlib import sha256
+        import json
 
         text = json.dumps(state, separators=(",", ":")).encode()
         if len(text) > LARGEST:
             raise UsageError(f"snapshot {self.path}: {len(text)} bytes of state (expected up to {LARGEST})")
         name, fd = self.create(STATE)
         try:
-            data = f"{MAGIC} {VERSION} {sha256(text).hexdigest()} {len(text)}\n".encode() + text
+            data = f"{MAGIC} {VERSION} {checksum(text)} {len(text)}\n".encode() + text
             with memoryview(data) as rest:
                 done = 0
                 while done < len(data):
@@ -216,8 +215,6 @@ class Folder:
 
 def parse(data: bytes, name: str) -> dict[str, Any]:
     """The state in the contents of the file `name`. Raises LoadError."""
-    from hashlib import sha256
-
     if not data:
         raise LoadError(name, "is empty", expected="a snapshot's state")
     line, newline, text = data[:LONGEST_LINE].partition(b"\n")
@@ -233,12 +230,58 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
         raise LoadError(name, f"has {length} bytes of state", expected=f"up to {LARGEST}")
     if len(text) != length:
         raise LoadError(name, f"ends after {len(text)} bytes of state", expected=str(length))
-    if sha256(text).hexdigest() != words[2]:
+    if checksum(text) != words[2]:
         raise LoadError(name, "has a wrong checksum: it is damaged")
     try:
-        state = json.loads(text)
+        state = decode(text.decode())
     except (ValueError, RecursionError) as error:
         raise LoadError(name, f"is no JSON: {error}") from None
     if type(state) is not dict:
         raise LoadError(name, "is no object")
     return state
+
+
+def checksum(data: bytes) -> str:
+    """The SHA-256 of something short, by the interpreter's own code: it would take longer to load OpenSSL's."""
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # CPython 3.11
+    except ImportError:
+        try:
+            from _sha2 import sha256  # type: ignore[import-not-found]  # later ones
+        except ImportError:
+            from hashlib import sha256
+    return str(sha256(data).hexdigest())
+
+
+def decode(text: str) -> Any:
+    """`text` as JSON, by the scanner inside json, which without the regular expressions around it is there at once.
+
+    There may be no blanks but inside of values, as nobody writes any. Raises ValueError, RecursionError.
+    """
+    try:
+        from _json import make_scanner
+    except ImportError:
+        import json
+
+        return json.loads(text)
+    try:
+        value, end = make_scanner(_Plain())(text, 0)  # type: ignore[arg-type]
+    except StopIteration:
+        raise ValueError("nothing there") from None
+    if end != len(text):
+        raise ValueError(f"it ends at character {end} of {len(text)}")
+    return value
+
+
+class _Plain:
+    """How the scanner makes objects: plain dicts, floats and ints. Infinities and their like are no JSON."""
+
+    __slots__ = ()
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+
+    @staticmethod
+    def parse_constant(name: str) -> float:
+        raise ValueError(f"{name} is no number")

@@ -14,11 +14,11 @@ from pyvmm.errors import LoadError, PyvmmError
 from pyvmm.kvm.archstate import cpuid_of, judge_vcpu, judge_vm, restore_vcpu, restore_vm, tell_stopped
 from pyvmm.snapshot.chain import Layers
 from pyvmm.snapshot.configuration import make_config
-from pyvmm.snapshot.disks import judge_disks, restore_disk
 from pyvmm.snapshot.file import Folder
-from pyvmm.snapshot.save import models
+from pyvmm.snapshot.models import models
 from pyvmm.state import U64, Maybe, StateError, Text, judged
 from pyvmm.virtio.saving import restore_device
+from pyvmm.virtio.spec import ID_BLOCK, ID_NET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,7 +101,10 @@ class Restoring:
         for part in ("models", "virtio"):
             if type(state[part]) is not dict:
                 raise LoadError(self.source, f"its state has no {part}")
-        judge_disks(self.source, config.disks, state["disks"])
+        if config.disks or state["disks"]:
+            from pyvmm.snapshot.disks import judge_disks
+
+            judge_disks(self.source, config.disks, state["disks"])
         self._layers = Layers(self._folder, layout.ram_ranges(config.mem))
         self.sources = tuple(self._layers.paths)
 
@@ -172,18 +175,22 @@ class Restoring:
             model.restore(saved[name])
 
     def _restore_virtio(self, virtio: VirtioDevices) -> None:
-        from pyvmm.virtio.block import VirtioBlock
-        from pyvmm.virtio.net import VirtioNet
-
         saved: dict[str, Any] = self._folder.state["virtio"]
         disks, nets = iter(self._folder.state["disks"]), iter(self.config.nets)
         if [device.name for device in virtio.devices] != list(saved):
             raise StateError("it has other virtio devices than its configuration")
         for device, transport in virtio.saved_with():
-            if isinstance(device, VirtioBlock):
+            if device.device_id == ID_BLOCK:
+                from pyvmm.snapshot.disks import restore_disk
+                from pyvmm.virtio.block import VirtioBlock
+
+                assert isinstance(device, VirtioBlock)
                 restore_disk(self._folder, device, next(disks))
             restore_device(device, transport, saved[device.name])
-            if isinstance(device, VirtioNet):
+            if device.device_id == ID_NET:
+                from pyvmm.virtio.net import VirtioNet
+
+                assert isinstance(device, VirtioNet)
                 mac = next(nets).mac
                 if mac is not None and mac != device.mac:
                     device.readdress(mac)

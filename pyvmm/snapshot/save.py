@@ -18,13 +18,14 @@ from pyvmm.snapshot.configuration import save_config
 from pyvmm.snapshot.disks import save_disk
 from pyvmm.snapshot.file import Folder, Writer
 from pyvmm.snapshot.memory import save_memory
+from pyvmm.snapshot.models import models
 from pyvmm.state import StateError, Stateful
 from pyvmm.virtio.block import VirtioBlock
 from pyvmm.virtio.saving import save_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from threading import Lock
     from typing import Any
 
@@ -167,30 +168,6 @@ def _save_state(vm: Subject) -> dict[str, Any]:
 def _locked(model: Stateful) -> dict[str, Any]:
     with model.lock:  # type: ignore[attr-defined]
         return model.save()
-
-
-def models(machine: Machine, virtio: VirtioDevices | None) -> dict[str, Stateful]:
-    """What is on the buses, each thing once, but for virtio's. Raises StateError for what cannot be saved."""
-    theirs: set[int] = set()
-    for _, transport in () if virtio is None else virtio.saved_with():
-        theirs.update(map(id, transport.windows))
-    found: dict[str, Stateful] = {}
-    for model in _on(machine):
-        if id(model) in theirs:
-            continue
-        if not isinstance(model, Stateful) or model.STATE is None:
-            name = getattr(model, "name", type(model).__name__)
-            raise StateError(f"a VM with the device {name!r} cannot be saved: its class says nothing of its state")
-        name = model.name  # type: ignore[attr-defined]
-        if found.setdefault(name, model) is not model:
-            raise StateError(f"two devices are called {name!r}: such a VM cannot be saved")
-    return found
-
-
-def _on(machine: Machine) -> Iterator[object]:
-    for bus in (machine.ports, machine.mmio):
-        for _, _, device in bus.ranges():
-            yield from getattr(device, "models", (device,))
 
 
 def _save_disks(writer: Writer, vm: Subject) -> list[dict[str, Any]]:

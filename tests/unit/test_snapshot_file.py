@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyvmm import Disk
 from pyvmm.backends.disk import open_disk
@@ -31,7 +33,10 @@ RANGES = [(0, 2 * MIB), (1 << 32, 6 * MIB)]
 
 
 def text_of(state: object) -> bytes:
-    text = json.dumps(state).encode()
+    return lined(json.dumps(state, separators=(",", ":")).encode())
+
+
+def lined(text: bytes) -> bytes:
     return f"{MAGIC} {VERSION} {sha256(text).hexdigest()} {len(text)}\n".encode() + text
 
 
@@ -61,6 +66,8 @@ def put(path: Path, data: bytes) -> Path:
 
 
 GOOD = text_of({"a": 1})
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+values = st.recursive(plain, lambda one: st.lists(one) | st.dictionaries(st.text(), one))
 
 
 @pytest.mark.parametrize(
@@ -76,11 +83,22 @@ GOOD = text_of({"a": 1})
         (GOOD.replace(b"pyvmm-snapshot 1", b"pyvmm-snapshot 0"), "has a damaged first line"),
         (b"%s %d %s %d\n{}" % (MAGIC.encode(), VERSION, b"0" * 64, LARGEST + 1), "bytes of state .expected up to"),
         (text_of([1, 2]), "is no object"),
+        *(
+            (lined(text), "is no JSON")
+            for text in (b"", b"{", b'{"a":}', b'{"a":NaN}', b"{}x", b"[" * 100_000, b"\xff")
+        ),
     ],
 )
 def test_state_that_is_none_is_refused_with_its_reason(data: bytes, problem: str, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=problem):
         Folder(str(put(tmp_path / "s", data)))
+
+
+@given(values)
+def test_what_was_written_is_read(value: object) -> None:
+    text = json.dumps(value, separators=(",", ":"))
+    assert file.decode(text) == value
+    assert file.checksum(text.encode()) == sha256(text.encode()).hexdigest()
 
 
 def test_too_large_a_file_is_not_even_read(tmp_path: Path) -> None:
