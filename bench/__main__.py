@@ -1,7 +1,7 @@
 """`python -m bench`: measure, print a table, write JSON and a plot.
 
 `python -m bench boot` measures booting Linux, `python -m bench virtio` requests to virtio devices,
-`python -m bench share` the files of a 9p share.
+`python -m bench share` the files of a 9p share, `python -m bench snapshot` saving and restoring VMs.
 
 Rounds are interleaved: every round measures each contender once, so that a machine whose speed drifts drifts for all.
 Figures are medians over the rounds, with the least and the greatest; only ratios within one run mean much.
@@ -126,6 +126,10 @@ def main() -> int:
         from bench import share
 
         return share.main(sys.argv[2:])
+    if sys.argv[1:2] == ["snapshot"]:
+        from bench import snapshot
+
+        return snapshot.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--exits", type=int, default=100_000, help="exits a measurement (default %(default)s)")
