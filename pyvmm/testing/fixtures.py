@@ -66,7 +66,8 @@ class Worker:
         self._factories.append(factory)
 
         def close() -> None:
-            self._factories.remove(factory)
+            if factory in self._factories:
+                self._factories.remove(factory)
             factory.close()
 
         request.addfinalizer(close)
@@ -161,8 +162,14 @@ class Worker:
 
     def close(self) -> None:
         """Close what is still open, as after an interrupt."""
-        for factory in reversed(self._factories):
-            factory.close()
+        failure: Exception | None = None
+        while self._factories:
+            try:
+                self._factories.pop().close()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
 
 class VmFactory:
@@ -227,6 +234,7 @@ class VmFactory:
 
     def close(self) -> None:
         """Close all VMs, the last first. Raises the first error of those that there were, when all are closed."""
+        self._node.stash.setdefault(USED, []).clear()  # what reports there are have been written
         failure: Exception | None = None
         while self.closers:
             try:

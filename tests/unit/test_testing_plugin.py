@@ -451,6 +451,24 @@ def test_a_failure_shows_each_vm_of_the_test_and_no_other(fakes: pytest.Pytester
     assert "well, " not in result.stdout.str()
 
 
+def test_no_vm_is_kept_in_memory_when_its_test_is_over(fakes: pytest.Pytester) -> None:
+    fakes.makepyfile(
+        """
+        import gc, weakref
+
+        MADE = []
+
+        def test_it(vm_factory):
+            MADE.append(weakref.ref(vm_factory("kernel")))
+
+        def test_after():
+            gc.collect()
+            assert MADE[0]() is None
+        """
+    )
+    fakes.runpytest().assert_outcomes(passed=2)
+
+
 def test_a_vm_that_does_not_come_up_is_shown_too(fakes: pytest.Pytester) -> None:
     fakes.makepyfile(
         """
