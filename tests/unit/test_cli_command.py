@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pyvmm.cli import command
 from pyvmm.cli import passing as module
 from pyvmm.cli.command import CommandRun
 from pyvmm.cli.options import parse
@@ -36,7 +37,10 @@ class FakeVm:
 
     def __init__(self, guest, disks=(), shares=()):
         self.guest = guest
-        self.config = SimpleNamespace(disks=disks, shares=shares)
+        self.config = SimpleNamespace(disks=disks, shares=shares, kernel="/nothing")
+        self.console_log = b""
+        self.slots = ()
+        self._virtio = None
         self.exit = None
         self.agent = SimpleNamespace(shutdown=self.power_off)
         self.powered_off = False
@@ -169,6 +173,27 @@ def test_the_vms_end_is_its_own(monkeypatch):
 
     around.run._through = fail
     assert around.end()[:2] == ("panic", 122)
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize(
+    ("status", "console", "said"),
+    [
+        (0, b"", "probably lacks CONFIG_VIRTIO_MMIO"),
+        (1, b"", "probably lacks CONFIG_VIRTIO_CONSOLE"),
+        (0, b"VFS: Unable to mount root fs on", "probably lacks CONFIG_BLK_DEV_INITRD"),
+        (7, b"", "is there one in its initramfs"),
+    ],
+)
+def test_a_guest_whose_agent_does_not_come_is_told_what_it_may_lack(monkeypatch, status, console, said):
+    monkeypatch.setattr(command, "DRIVER_WAIT", 0.01)
+    monkeypatch.setattr(command, "AGENT_WAIT", 0.02)
+    around = Around(monkeypatch, ["true"])
+    around.agent.agent.opened.clear()
+    around.vm.console_log = console
+    around.vm._virtio = SimpleNamespace(console=SimpleNamespace(status=status))
+    assert around.end()[:2] == ("error", 125)
+    assert "no agent came up in the guest within 0.01 s: " in around.vm.exit.detail and said in around.vm.exit.detail
 
 
 @pytest.mark.needs("gcc")
