@@ -15,22 +15,18 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from bench.clone import LIMIT, restored
 from bench.contenders import ROOT, environment, guest
 from bench.record import write
 from pyvmm import VM
-from pyvmm.kvm.exits import Exit
-from pyvmm.kvm.vcpu import VcpuFd
 
-LIMIT = 300.0
 MEMORY = 128
 """MiB of the guest."""
-SETTLE = 1.0
-"""Seconds that clones are idle before their memory is counted."""
 COMMAND = ["true"]
 CLONES = (1, 10, 50)
 TARGETS = {
@@ -45,74 +41,8 @@ TARGETS = {
 Samples = dict[str, list[float]]
 
 
-class Entry:
-    """Notes when a vCPU enters the guest for the first time from now on. One at a time."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-        self._run = VcpuFd.run
-
-    def __enter__(self) -> Entry:
-        def run(vcpu: VcpuFd) -> Exit:
-            if not self.at and not vcpu.immediate_exit:
-                self.at = time.monotonic()
-            return self._run(vcpu)
-
-        VcpuFd.run = run  # type: ignore[assignment, method-assign]
-        return self
-
-    def wait(self) -> float:
-        """The moment, in seconds of the monotonic clock, which all processes share."""
-        while not self.at:
-            time.sleep(0.0001)
-        return self.at
-
-    def __exit__(self, *_: object) -> None:
-        VcpuFd.run = self._run  # type: ignore[method-assign]
-
-
-def restored(path: str) -> tuple[VM, float, float]:
-    """A clone that has answered a ping, and when it entered the guest and answered."""
-    with Entry() as entry:
-        vm = VM.restore(path, timeout=LIMIT)
-        vm.start()
-        entered = entry.wait()
-    try:
-        vm.agent.ping()
-    except BaseException:
-        vm.close()
-        raise
-    return vm, entered, time.monotonic()
-
-
-def used() -> dict[str, float]:
-    """What this process has, in MiB."""
-    found = {}
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("Private_Dirty", "Pss"):
-            found[name] = int(value.split()[0]) / 1024
-    return found
-
-
-def child(path: str, count: int) -> None:
-    """In a fresh process: `count` clones; prints moments and memory as JSON, and ends when standard input does."""
-    before = used()
-    with ExitStack() as stack:
-        moments = []
-        for _ in range(count):
-            vm, entered, answered = restored(path)
-            stack.callback(vm.close)
-            moments.append((entered, answered))
-        time.sleep(SETTLE)
-        after = used()
-        clones = {name: (after[name] - before[name]) / count for name in after}
-        print(json.dumps({"moments": moments, "clones": clones, "process": after}), flush=True)
-        sys.stdin.read()
-
-
 def start(path: str, count: int) -> tuple[float, subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "bench.snapshot", "--child", str(count), path]
+    command = [sys.executable, "-m", "bench.clone", str(count), path]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     began = time.monotonic()
     return began, subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes)  # type: ignore[call-overload]
@@ -251,12 +181,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clones", type=int, nargs="*", default=CLONES, help="how many whose memory is counted")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", metavar="DIR")
-    parser.add_argument("--child", type=int, metavar="N", help=argparse.SUPPRESS)
-    parser.add_argument("path", nargs="?", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.child:
-        child(options.path, options.child)
-        return 0
     if options.rounds < 1:
         parser.error("at least one round")
     samples = run(options.rounds, options.clones)
