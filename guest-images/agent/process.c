@@ -26,6 +26,7 @@ static unsigned char kept[PROCESSES][2][CAPTURE];
 struct account {
 	int switched;
 	unsigned uid, gid;
+	const char *home; /* or NULL */
 };
 
 static struct process *unused(void)
@@ -49,14 +50,20 @@ static const char *variable(char **list, const char *name, size_t length)
 	return NULL;
 }
 
-/* The given variables, and those of ours that they don't name. */
-static char **environment(const struct command *command)
+/* The given variables, HOME of another user, and those of ours that they don't name. */
+static char **environment(const struct command *command, const struct account *account)
 {
 	static char *all[VARIABLES + 1];
+	static char home[PATH_SIZE] = "HOME=";
 	int count = 0;
 	for (char **given = command->environment; given && *given && count < VARIABLES; given++)
 		all[count++] = *given;
 	all[count] = NULL;
+	if (account->home && strlen(account->home) < sizeof home - 5 && !variable(all, "HOME", 4) && count < VARIABLES) {
+		strcpy(home + 5, account->home);
+		all[count++] = home;
+		all[count] = NULL;
+	}
 	for (char **own = environ; !command->alone && *own && count < VARIABLES; own++) {
 		const char *equals = strchr(*own, '=');
 		if (equals && !variable(all, *own, equals - *own)) {
@@ -85,12 +92,13 @@ static int number(const char *text, unsigned *to)
 	return !*text;
 }
 
-/* passwd(5): name:password:uid:gid:... */
+/* passwd(5): name:password:uid:gid:comment:home:shell */
 static int find_account(const char *user, struct account *account)
 {
 	static char file[64 << 10];
-	char *line = file, *end, *fields[4];
+	char *line = file, *end, *fields[6];
 	account->switched = user && *user;
+	account->home = NULL;
 	if (!account->switched)
 		return 0;
 	if (read_file("/etc/passwd", file, sizeof file) < 0)
@@ -101,15 +109,17 @@ static int find_account(const char *user, struct account *account)
 			*end++ = 0;
 		else
 			end = line + strlen(line);
-		for (int field = 0; field < 4; field++) {
+		for (int field = 0; field < 6; field++) {
 			fields[field] = line;
 			line = strchr(line, ':');
 			if (!line)
 				break;
 			*line++ = 0;
 		}
-		if (line && (!strcmp(fields[0], user) || !strcmp(fields[2], user)))
+		if (line && (!strcmp(fields[0], user) || !strcmp(fields[2], user))) {
+			account->home = *fields[5] ? fields[5] : NULL;
 			return number(fields[2], &account->uid) && number(fields[3], &account->gid) ? 0 : -1;
+		}
 	}
 	account->gid = 0;
 	if (!number(user, &account->uid))
@@ -247,7 +257,7 @@ struct process *process_start(const struct command *command, const char **what)
 	int ours[STREAMS] = { -1, -1, -1 }, theirs[STREAMS] = { -1, -1, -1 };
 	struct process *process = unused();
 	struct account account;
-	char **variables = environment(command);
+	char **variables;
 	const char *failed = NULL;
 	int error = 0;
 	pid_t pid;
@@ -258,6 +268,7 @@ struct process *process_start(const struct command *command, const char **what)
 	*what = "its user";
 	if (find_account(command->user, &account))
 		return NULL;
+	variables = environment(command, &account);
 	*what = "its streams";
 	if (command->terminal ? open_terminal(command, ours, theirs) : open_pipes(command, ours, theirs)) {
 		error = errno;

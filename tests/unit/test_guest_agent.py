@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import random
 import struct
 import time
@@ -130,6 +131,15 @@ def test_what_cannot_be_run_says_why(guest, tmp_path):
 def test_variables_are_added_and_the_folder_is_changed(guest):
     done = guest.exec(["sh", "-c", "echo $A; pwd; echo ${PATH:+path}"], env={"A": "b c"}, cwd="/usr")
     assert done.stdout == b"b c\n/usr\npath\n"
+
+
+@pytest.mark.needs("root")
+def test_another_user_has_a_home(guest):
+    line = "id -un; echo $HOME"
+    home = pwd.getpwnam("nobody").pw_dir
+    assert guest.exec(["sh", "-c", line], user="nobody").text == f"nobody\n{home}\n"
+    assert guest.exec(["sh", "-c", line], user="nobody", env={"HOME": "/x"}).text == "nobody\n/x\n"
+    assert guest.exec(["sh", "-c", "id -u; echo $HOME"], user="54321", env={"A": "b"}).text == "54321\n\n"
 
 
 def test_time_over_kills_the_command(guest):
