@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import PYVMM, environment, pyvmm
+from pyvmm import VM, Outcome
+from pyvmm.debug.report import CrashReport
+from tests.support.cli import pyvmm
 from tests.support.linux import LIMIT, Boot, image
 
 pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.timeout(2 * LIMIT)]
 
 
-def shell(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Boot to the shell with `script` as its input, through a pipe."""
-    return subprocess.run(
-        [*PYVMM, "run", *map(str, arguments), "--append", "quiet", "--timeout", str(LIMIT), "--stats"],
-        input=script,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT + 30,
-        env=environment(),
-    )
+def ends(vm: VM, script: str) -> Outcome:
+    """Have a shell in the guest do what ends it; how it ended."""
+    vm.popen(["sh", "-c", script])
+    return vm.wait(LIMIT)
 
 
-def test_reboot_ends_with_0():
-    done = shell("echo $((6 * 7)) > /dev/console\nreboot\n", "--log", "info")
-    assert "\n42\n" in done.stdout.replace("\r", "")
-    assert done.returncode == 0, done.stderr
-    assert "ended: the guest reset the machine through the i8042 keyboard controller" in done.stderr
+def test_reboot_ends_with_0(vm_snapshot: VM):
+    outcome = ends(vm_snapshot, "echo $((6 * 7)) > /dev/console; reboot -f")
+    assert b"42\r\n" in vm_snapshot.console_log
+    assert (outcome.reason, outcome.status) == ("reboot", 0)
+    assert outcome.detail == "the guest reset the machine through the i8042 keyboard controller"
 
 
-def test_a_panic_on_request_is_122_and_its_lines_are_in_the_report():
-    done = shell("echo c > /proc/sysrq-trigger\n")
-    assert done.returncode == 122, done.stderr
-    assert "the guest's kernel panicked" in done.stderr
-    assert "Kernel panic - not syncing: sysrq triggered crash" in done.stderr
+def test_a_panic_on_request_is_122_and_its_lines_are_in_the_report(vm_snapshot: VM):
+    outcome = ends(vm_snapshot, "echo c > /proc/sysrq-trigger")
+    assert (outcome.reason, outcome.status) == ("panic", 122)
+    report = outcome.report
+    assert isinstance(report, CrashReport)
+    assert "the guest's kernel panicked" in report.text()
+    assert "Kernel panic - not syncing: sysrq triggered crash" in report.text()
 
 
 def test_no_root_file_system_says_what_to_give():
