@@ -106,7 +106,7 @@ class GuestFiles:
             for number, path in enumerate(self._work):
                 _mount(guest, f"pyvmm-rw{number}", self._inside(path) or "/", "9p", SHARED)
         except GuestAgentError as error:
-            raise PyvmmError(f"{error}{' (--root, --rwdir, --modules)' if self.root else ''}") from error
+            raise PyvmmError(str(error)) from error  # not the command's fault, which would have a status of its own
 
     def _mount_root(self, guest: Guest) -> None:
         for number, path in enumerate(self._layers):
