@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
     from pyvmm.steering import Control
 
+    class Console(Protocol):
+        """What the VM asks of a console back-end; see `pyvmm.backends`."""
+
+        def start(self, link: ConsoleLink) -> None: ...
+
+        def write(self, data: bytes) -> None: ...
+
+        def input_ready(self) -> None: ...
+
+        def drain(self, timeout: float | None) -> bool: ...
+
+        def close(self) -> None: ...
+
     class Holder(Protocol):
         """What stops writing to the console, and goes on."""
 

@@ -1,7 +1,7 @@
 """A virtual machine: where everything below is put together, started, stopped and taken apart again.
 
 The composition root and the lifecycle, nothing else: what a machine consists of is `machine`, what a vCPU's thread
-does `runloop`, how a kernel gets into memory `boot`.
+does `runloop`, with what memory and processors a VM begins `booting` or `snapshot`, how it is ended `endings`.
 
     made -> running <-> paused -> ended -> closed
 
@@ -22,17 +22,10 @@ from pyvmm.booting import Booting
 from pyvmm.config import VmConfig
 from pyvmm.consolelink import ConsoleLink
 from pyvmm.debug.diagnosis import Diagnosis
-from pyvmm.errors import (
-    STATUS_KILLED,
-    STATUS_TIME_LIMIT,
-    STATUS_VMM_ERROR,
-    TimeLimitError,
-    UsageError,
-    VcpuStuckError,
-)
+from pyvmm.endings import Endings
+from pyvmm.errors import STATUS_TIME_LIMIT, STATUS_VMM_ERROR, UsageError, VcpuStuckError
 from pyvmm.guest.parts import GuestParts
 from pyvmm.machine import Machine
-from pyvmm.parts import Parts
 from pyvmm.runloop import Outcome, VcpuLoop
 from pyvmm.slots import HVC, slots
 from pyvmm.steering import STUCK_AFTER, Control
@@ -41,10 +34,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
-    from typing import Any, Protocol, Self
+    from typing import Any, Self
 
     from pyvmm.attach import VirtioDevices
     from pyvmm.boot import LoadedKernel
+    from pyvmm.consolelink import Console
     from pyvmm.debug.report import CrashReport
     from pyvmm.kvm.host import Host
     from pyvmm.kvm.vcpu import VcpuFd
@@ -54,27 +48,11 @@ if TYPE_CHECKING:
     from pyvmm.slots import Slot
     from pyvmm.snapshot.restore import Restoring
 
-    class Console(Protocol):
-        """What the VM asks of a console back-end; see `pyvmm.backends`."""
-
-        def start(self, link: ConsoleLink) -> None: ...
-
-        def write(self, data: bytes) -> None: ...
-
-        def input_ready(self) -> None: ...
-
-        def drain(self, timeout: float | None) -> bool: ...
-
-        def close(self) -> None: ...
-
-
-LISTENS_AGAIN = 0.05
-"""Seconds between two looks whether the guest listens to its power button."""
 REPORTED = ("crash", "time-limit", "stuck", "panic")
 """Outcomes that deserve a crash report."""
 
 
-class VM(Parts, GuestParts):
+class VM(Endings, GuestParts):
     """One virtual machine. Use it as a context manager, or call `start()` and `close()`.
 
     `kernel` and the keyword settings are those of `VmConfig` (or give `config`, ready made). `console` is a back-end
@@ -342,59 +320,6 @@ class VM(Parts, GuestParts):
         if self._late:
             self._late = False
             self._set_clock()
-
-    def stop(self, outcome: Outcome | None = None) -> None:
-        """End the run, by default with reason "stopped" and status 0, unless it has ended already. Any thread."""
-        self._control.end(outcome or Outcome("stopped", 0, "stopped by the program that ran it"))
-
-    def kill(self) -> Outcome:
-        """End the run at once and return when no vCPU runs any more. Its outcome is "killed" unless it had another.
-
-        Raises UsageError for a VM that has not been started, VcpuStuckError.
-        """
-        self.stop(Outcome("killed", STATUS_KILLED, "killed by the program that ran it"))
-        return self.wait()
-
-    def shutdown(self, timeout: float = 30.0) -> Outcome:
-        """Press the power button (ACPI 6.5, 4.8.3.1.1) and wait until the guest has switched the machine off.
-
-        It is pressed as soon as the guest listens. Raises TimeLimitError after `timeout` seconds, the VM running on;
-        UsageError for a VM that is paused or has not been started.
-        """
-        deadline = time.monotonic() + timeout
-        pm = self.machine.pm
-        if self.state == "paused":
-            raise UsageError("a paused guest cannot shut down: resume() comes first")
-        while not pm.listening and self.exit is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeLimitError(f"the guest does not listen to its power button ({timeout:g} s)")
-            self._await_end(min(LISTENS_AGAIN, left))
-        if self.exit is None:
-            pm.press_power_button()
-        if not self._await_end(max(0.0, deadline - time.monotonic())):
-            raise TimeLimitError(f"the guest has not switched itself off {timeout:g} s after its power button")
-        return self.wait()
-
-    def _await_end(self, timeout: float | None) -> bool:
-        control = self._control
-        with control.condition:
-            return control.condition.wait_for(lambda: control.outcome is not None, timeout)
-
-    def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait until the run has ended and return how.
-
-        Raises TimeLimitError after `timeout` seconds, the VM running on; VcpuStuckError when the run has ended but a
-        vCPU does not come back from KVM.
-        """
-        if not self.loops:
-            raise UsageError("this VM has not been started")
-        control = self._control
-        if not self._await_end(timeout):
-            raise TimeLimitError(f"the VM is still running after {timeout:g} s")
-        control.wait_ended(STUCK_AFTER)
-        assert control.outcome is not None
-        return control.outcome
 
     def close(self) -> None:
         """Stop the VM if it runs and give everything back, in reverse order. A second call does nothing.
