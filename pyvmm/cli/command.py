@@ -31,6 +31,8 @@ DRIVER_WAIT = 120.0
 """Seconds after which a guest without a driver for the agent's port is given up."""
 POWER_OFF_WAIT = 15.0
 """Seconds that a guest with disks has to write back what it holds."""
+BY_ITS_KERNEL = ("time-limit", "stuck", "panic")
+"""How a VM may have ended before its agent came up because its kernel lacks something."""
 CONSOLE_SHOWN = 4000
 """Characters of the console's end."""
 
@@ -127,9 +129,10 @@ class CommandRun(Run):
         try:
             _wait_ready(vm)
         except PyvmmError as error:
-            from pyvmm.cli.kconfig import likely_lacking
+            if vm.exit is None or vm.exit.reason in BY_ITS_KERNEL:
+                from pyvmm.cli.kconfig import likely_lacking
 
-            self._lacking = likely_lacking(vm, vm.console_log.decode("utf-8", "replace"))
+                self._lacking = likely_lacking(vm)
             return self._ended(vm, error, f": {self._lacking or 'is there one in its initramfs (docs/exec.md)?'}")
         try:
             process = self._start(vm)

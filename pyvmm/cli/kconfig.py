@@ -30,12 +30,12 @@ FOR_COMMANDS = ("every guest", *TRANSPORTS, "the agent")
 """How the pieces begin without which no agent comes up."""
 STATUS_LACKING = 1
 SYMPTOMS = (
-    ("Unable to mount root fs", "CONFIG_BLK_DEV_INITRD"),
-    ("Cannot open root device", "CONFIG_BLK_DEV_INITRD"),
-    ("failed (error -8)", "CONFIG_BINFMT_SCRIPT or CONFIG_BINFMT_ELF"),
-    ("mounting devtmpfs on /dev failed", "CONFIG_DEVTMPFS"),
-    ("mounting sysfs on /sys failed", "CONFIG_SYSFS"),
-    ("mounting proc on /proc failed", "CONFIG_PROC_FS"),
+    (b"Unable to mount root fs", "CONFIG_BLK_DEV_INITRD"),
+    (b"Cannot open root device", "CONFIG_BLK_DEV_INITRD"),
+    (b"failed (error -8)", "CONFIG_BINFMT_SCRIPT or CONFIG_BINFMT_ELF"),
+    (b"mounting devtmpfs on /dev failed", "CONFIG_DEVTMPFS"),
+    (b"mounting sysfs on /sys failed", "CONFIG_SYSFS"),
+    (b"mounting proc on /proc failed", "CONFIG_PROC_FS"),
 )
 """What the console says in the tiny initramfs, and what the kernel probably lacks then."""
 
@@ -153,8 +153,8 @@ def _unpack(data: bytes) -> bytes | None:
 # --- A guest whose agent has not come up ------------------------------------------------------------------------------
 
 
-def likely_lacking(vm: VM, console: str) -> str:
-    """Which options its kernel lacks, as far as can be told from the kernel, its `console` or its devices; or ""."""
+def likely_lacking(vm: VM) -> str:
+    """Which options its kernel lacks, as far as can be told from the kernel, its console or its devices; or ""."""
     try:
         found = lacking(read_config(vm.config.kernel))
     except (LoadError, UsageError):
@@ -162,10 +162,12 @@ def likely_lacking(vm: VM, console: str) -> str:
     options = [option for title in found if title.startswith(FOR_COMMANDS) for option in found[title]]
     if options:
         return f"its kernel lacks {', '.join(options)} (pyvmm kconfig)"
+    console = vm.console_log
     for text, option in SYMPTOMS:
         if text in console:
             return f"its kernel probably lacks {option} (pyvmm kconfig)"
-    option = driverless(vm)
+    panicked = vm.exit is not None and vm.exit.reason == "panic"  # before its drivers, perhaps
+    option = "" if panicked else driverless(vm)
     return f"its kernel probably lacks {option} (pyvmm kconfig)" if option else ""
 
 

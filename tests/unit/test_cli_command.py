@@ -64,6 +64,7 @@ class Around:
         self.run = run = CommandRun.__new__(CommandRun)
         run.command, run.env, run.user, run.values, run.files = words, {"A": "b"}, "", {}, None
         run.signals = SimpleNamespace(forward=None)
+        run._lacking = ""
         run.passing = Passing(run.signals, quit=lambda: None, state=str)
         self.fds = []
         for name in ("STDIN", "STDOUT", "STDERR"):
@@ -194,6 +195,19 @@ def test_a_guest_whose_agent_does_not_come_is_told_what_it_may_lack(monkeypatch,
     around.vm._virtio = SimpleNamespace(console=SimpleNamespace(status=status))
     assert around.end()[:2] == ("error", 125)
     assert "no agent came up in the guest within 0.01 s: " in around.vm.exit.detail and said in around.vm.exit.detail
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize(
+    ("reason", "told"), [("panic", True), ("time-limit", True), ("signal", False), ("quit", False)]
+)
+def test_a_vm_that_ends_before_its_agent_comes_is_told_of_its_kernel_if_that_may_be_why(monkeypatch, reason, told):
+    around = Around(monkeypatch, ["true"])
+    around.vm.exit = SimpleNamespace(reason=reason, status=1, detail="")
+    around.vm.console_log = b"VFS: Unable to mount root fs on"
+    around.vm.guest.wait_ready = lambda timeout: (_ for _ in ()).throw(PyvmmError("the VM ended"))
+    assert around.end()[0] == reason
+    assert ("CONFIG_BLK_DEV_INITRD" in around.run._lacking) == told
 
 
 @pytest.mark.needs("gcc")

@@ -132,11 +132,13 @@ def test_merge_config_takes_it(tmp_path):
 # --- A guest whose agent does not come up ----------------------------------------------------------------------------
 
 
-def vm(tmp_path, config=None, status=0, device=None):
+def vm(tmp_path, config=None, status=0, device=None, console="", exit=None):
     kernel = tmp_path / "kernel"
     kernel.write_bytes(b"\x7fELF" + bytes(100) if config is None else kernel_with(written(config)))
     return SimpleNamespace(
         config=SimpleNamespace(kernel=str(kernel)),
+        console_log=console.encode(),
+        exit=exit and SimpleNamespace(reason=exit),
         slots=(SimpleNamespace(device=device),),
         _virtio=SimpleNamespace(console=SimpleNamespace(status=status)),
     )
@@ -144,7 +146,7 @@ def vm(tmp_path, config=None, status=0, device=None):
 
 def test_a_kernel_with_its_configuration_tells_what_it_lacks(tmp_path):
     one = vm(tmp_path, ALL | {"CONFIG_VIRTIO_CONSOLE": "m", "CONFIG_VIRTIO_BLK": ""}, STATUS_ACKNOWLEDGE)
-    assert likely_lacking(one, "") == "its kernel lacks CONFIG_VIRTIO_CONSOLE (pyvmm kconfig)"
+    assert likely_lacking(one) == "its kernel lacks CONFIG_VIRTIO_CONSOLE (pyvmm kconfig)"
 
 
 @pytest.mark.parametrize(
@@ -158,13 +160,15 @@ def test_a_kernel_with_its_configuration_tells_what_it_lacks(tmp_path):
     ],
 )
 def test_others_show_it_by_what_they_do(tmp_path, console, status, device, said):
-    assert likely_lacking(vm(tmp_path, None, status, device), console) == (
-        f"its kernel probably lacks {said} (pyvmm kconfig)"
-    )
+    told = f"its kernel probably lacks {said} (pyvmm kconfig)"
+    assert likely_lacking(vm(tmp_path, None, status, device, console)) == told
+    assert likely_lacking(vm(tmp_path, None, status, device, console, "time-limit")) == told
+    panicked = vm(tmp_path, None, status, device, console, "panic")
+    assert likely_lacking(panicked) == (told if console else "")
 
 
 def test_a_guest_with_a_driver_lacks_nothing_that_is_known(tmp_path):
-    one = vm(tmp_path, None, STATUS_ACKNOWLEDGE | STATUS_DRIVER)
-    assert likely_lacking(one, "hello") == driverless(one) == ""
+    one = vm(tmp_path, None, STATUS_ACKNOWLEDGE | STATUS_DRIVER, console="hello")
+    assert likely_lacking(one) == driverless(one) == ""
     one._virtio = None
     assert driverless(one) == ""
