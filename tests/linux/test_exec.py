@@ -1,4 +1,4 @@
-"""Commands in the tiny Linux by its agent: the API in one boot, `pyvmm run -- CMD` and `pyvmm exec` in three more."""
+"""Commands in the tiny Linux by its agent: the API in clones, `pyvmm run -- CMD` and `pyvmm exec` in three boots."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import time
 
 import pytest
 
-from pyvmm import VM
 from pyvmm.errors import GuestAgentError, TimeLimitError
 from tests.support.cli import PYVMM, environment, pyvmm
 from tests.support.linux import LIMIT, image, release
 from tests.support.session import Session
 
-pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.timeout(3 * LIMIT)]
-
 LONG = 3600
 """Seconds for 100 MiB where ring 0 is emulated."""
 
+pytestmark = [
+    pytest.mark.needs("kvm", "tiny-image"),
+    pytest.mark.timeout(3 * LIMIT),
+    pytest.mark.vm(timeout=3 * LIMIT),
+]
 
-@pytest.fixture(scope="module")
-def vm():
-    with VM(image("kernel"), initrd=image("initrd"), agent=True, append="quiet pyvmm.agent", timeout=3 * LONG) as vm:
-        vm.guest.wait_ready(LIMIT)
-        yield vm
+
+@pytest.fixture
+def vm(vm_snapshot):
+    return vm_snapshot
 
 
 def test_commands_run_and_say_how_they_ended(vm):
@@ -73,6 +74,7 @@ def test_files_and_the_clock(vm, tmp_path):
 
 @pytest.mark.soak
 @pytest.mark.timeout(LONG + 60)
+@pytest.mark.vm(timeout=LONG)
 def test_a_hundred_megabytes_pass_from_standard_input_to_output_unchanged(vm):
     data = random.Random(100).randbytes(100 << 20)
     assert vm.exec(["cat"], input=data, timeout=LONG).stdout == data
