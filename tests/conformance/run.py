@@ -34,6 +34,8 @@ TIME_LIMIT = 20.0
 """Seconds for one test; unmutated, none takes more than one or two."""
 
 QUICK = ("--assert=plain", "-p", "no:unraisableexception", "-p", "no:threadexception")
+PLUGIN = "pyvmm.testing.plugin"
+"""Our own, which knows an option of the ini file: plugins are not looked for here."""
 """No explanations: that the test fails is enough, and rewriting its assertions takes longer than running it."""
 
 KILLED, SURVIVED = "killed", "SURVIVED"
@@ -78,7 +80,10 @@ def run_tests(tests: Iterable[str], *options: str) -> tuple[Watcher, str]:
     """Run pytest here, in a process of its own; returns how it went and what it printed."""
     watcher, output = Watcher(), io.StringIO()
     with redirect_stdout(output), redirect_stderr(output):
-        pytest.main([*tests, "-q", "--tb=short", "--no-header", "-p", "pytest_timeout", *options], plugins=[watcher])
+        pytest.main(
+            [*tests, "-q", "--tb=short", "--no-header", "-p", "pytest_timeout", "-p", PLUGIN, *options],
+            plugins=[watcher],
+        )
     return watcher, output.getvalue()
 
 
