@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pyvmm.kvm  # here, or each run of pytest within this one would have its own
+from pyvmm.config import VmConfig
 from pyvmm.errors import KvmUnavailableError
 from pyvmm.testing import fixtures
 
@@ -32,6 +33,11 @@ class FakeVm:
         self.config, self.own = config, own
         self.stats = type("Stats", (), {"seconds": 1.25})
         self.guest = self
+
+    @classmethod
+    def restore(cls, path, **others):
+        LOG.append(f"restore {path} {others}")
+        return cls(fixtures.VmConfig(path))
 
     def start(self):
         if self.config.append == "broken":
@@ -335,6 +341,32 @@ def test_a_wrong_option_is_an_error_that_names_it(
 def test_a_guest_without_a_time_limit_is_not_to_be_had(fakes: pytest.Pytester) -> None:
     fakes.makepyfile("def test_it(vm_factory): assert vm_factory('kernel', timeout=None).config.timeout == 5")
     fakes.runpytest("--vm-timeout", "5s").assert_outcomes(passed=1)
+
+
+def test_a_clone_is_of_a_snapshot_by_its_settings_and_may_have_others(
+    fakes: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(self: object, config: VmConfig, who: str) -> str:
+        return f"snapshot-of-{config.mem >> 20}M-{len(config.disks)}-disks-{who.rpartition('::')[2]}"
+
+    monkeypatch.setattr(fixtures.SharedSnapshots, "get", get)
+    fakes.makepyfile(
+        """
+        import pytest
+        from conftest import LOG
+
+        @pytest.mark.vm(mem="64M")
+        def test_it(vm_factory):
+            vm_factory.clone({"disks": ["copy"]}, disks=["image"], timeout=9)
+
+        @pytest.mark.vm(mem="32M", agent=False)
+        def test_wrong(vm_snapshot): pass
+        """
+    )
+    result = fakes.runpytest("-s", "--vm-kernel", "/k", "--vm-initrd", "i")
+    result.assert_outcomes(passed=1, errors=1)
+    assert log(result)[0] == "restore snapshot-of-64M-1-disks-test_it {'timeout': 9, 'disks': ['copy']}"
+    result.stdout.fnmatch_lines("a snapshot is made when the agent answers: agent=False cannot be")
 
 
 def test_arguments_of_vm_that_are_no_settings_reach_it(fakes: pytest.Pytester) -> None:
