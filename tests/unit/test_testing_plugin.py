@@ -12,6 +12,7 @@ import pyvmm.kvm  # here, or each run of pytest within this one would have its o
 from pyvmm.config import VmConfig
 from pyvmm.errors import KvmUnavailableError
 from pyvmm.testing import fixtures
+from pyvmm.testing.snapshots import SharedSnapshots
 
 pytest_plugins = ("pytester",)
 
@@ -349,7 +350,7 @@ def test_a_clone_is_of_a_snapshot_by_its_settings_and_may_have_others(
     def get(self: object, config: VmConfig, who: str) -> str:
         return f"snapshot-of-{config.mem >> 20}M-{len(config.disks)}-disks-{who.rpartition('::')[2]}"
 
-    monkeypatch.setattr(fixtures.SharedSnapshots, "get", get)
+    monkeypatch.setattr(SharedSnapshots, "get", get)
     fakes.makepyfile(
         """
         import pytest
