@@ -45,6 +45,7 @@ class Worker:
         self._config = config
         self._factories: list[VmFactory] = []
         self._no_kvm: str | None = None
+        self._base = os.fspath(base)
         # xdist gives each worker a folder below that of the run.
         shared = base.parent if hasattr(config, "workerinput") else base
         self._shared = os.path.join(shared, SHARED_FOLDER)
@@ -95,7 +96,7 @@ class Worker:
     def net(self, request: pytest.FixtureRequest) -> VmNet:
         """`vm_net`."""
         factory = self.factory(request)
-        net = VmNet(factory)
+        net = VmNet(factory, self._base)
         factory.closers.append(net.close)
         return net
 

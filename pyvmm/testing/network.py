@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NETWORK = "10.9.0"
 MAC = "52:54:00:09:00"
 MOST = 250
+LONGEST_BASE = 80
+"""Bytes, of the 107 that a socket's path may have (unix(7))."""
 LIMIT = 60.0
 """Seconds for a guest to set its address: four programs."""
 
@@ -35,10 +37,11 @@ class VmNet:
     bits. Each is `eth0` there, and reaches the others alone.
     """
 
-    def __init__(self, factory: VmFactory) -> None:
+    def __init__(self, factory: VmFactory, base: str) -> None:
+        """`base` is the folder for temporary files, unless its path is too long to be part of a socket's."""
         self._factory = factory
-        # Not in pytest's folder, whose path may be too long for a socket's.
-        self._folder = tempfile.mkdtemp(prefix="pyvmm-net-")
+        where = base if len(os.fsencode(base)) <= LONGEST_BASE else None
+        self._folder = tempfile.mkdtemp(prefix="pyvmm-net-", dir=where)
         self._addresses: list[tuple[VM, str]] = []
         self.path = os.path.join(self._folder, "switch")
 

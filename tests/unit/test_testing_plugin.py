@@ -12,6 +12,7 @@ import pyvmm.kvm  # here, or each run of pytest within this one would have its o
 from pyvmm.config import VmConfig
 from pyvmm.errors import KvmUnavailableError
 from pyvmm.testing import fixtures
+from pyvmm.testing.network import VmNet
 from pyvmm.testing.snapshots import SharedSnapshots
 
 pytest_plugins = ("pytester",)
@@ -368,6 +369,18 @@ def test_a_clone_is_of_a_snapshot_by_its_settings_and_may_have_others(
     result.assert_outcomes(passed=1, errors=1)
     assert log(result)[0] == "restore snapshot-of-64M-1-disks-test_it {'timeout': 9, 'disks': ['copy']}"
     result.stdout.fnmatch_lines("a snapshot is made when the agent answers: agent=False cannot be")
+
+
+@pytest.mark.parametrize("length", [10, 90])
+def test_the_socket_of_a_network_has_a_path_that_is_short_enough(tmp_path: Path, length: int) -> None:
+    base = tmp_path / ("x" * length)
+    base.mkdir()
+    net = VmNet(None, str(base))  # type: ignore[arg-type]
+    assert len(net.path) <= 107
+    folder = Path(net.path).parent
+    assert folder.is_dir() and (folder.parent == base) == (len(str(base)) <= 80)
+    net.close()
+    assert not folder.exists()
 
 
 def test_arguments_of_vm_that_are_no_settings_reach_it(fakes: pytest.Pytester) -> None:
