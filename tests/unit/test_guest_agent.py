@@ -334,7 +334,7 @@ def test_half_a_mount_is_refused(host, guest, kind, data):
     assert caught.value.errno == (71 if kind == frames.MOUNT or not data or data[-1] else 2)
 
 
-@pytest.mark.needs("root")
+@pytest.mark.needs("root", "net-namespace")
 def test_a_root_is_the_agents_and_its_commands(tmp_path):
     """In mount namespaces of its own: nothing of this host's changes."""
     agent = HostAgent(wrapper=("unshare", "--mount", "--propagation", "private"))
