@@ -268,6 +268,7 @@ class VmConfig:
             raise UsageError(f"two shares are called {max(tags, key=tags.count)!r}")
         if self.balloon is not None and self.balloon.size > self.mem:
             raise UsageError(f"a balloon of {format_size(self.balloon.size)} in {format_size(self.mem)} of memory")
-        for name, seconds in (("stuck", self.stuck), ("stuck_at_boot", self.stuck_at_boot)):
+        for name in ("stuck", "stuck_at_boot", "switch_interval"):
+            seconds = getattr(self, name)
             if seconds is not None and seconds <= 0:
                 raise UsageError(f"{name} of {seconds} s: expected more than 0")

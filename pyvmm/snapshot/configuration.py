@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from pyvmm.config import AGENT_PORTS, VmConfig
 from pyvmm.errors import LoadError, UsageError
-from pyvmm.hardware import Balloon, Disk, Net, Port, Rng, Share, Vsock
+from pyvmm.hardware import MAC_LENGTH, Balloon, Disk, Net, Port, Rng, Share, Vsock
+from pyvmm.state import FLAG, SECONDS, U64, Bytes, Maybe, Several, StateError, Text, judged, saved
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from pyvmm.state import Kind
 
 _PARTS: dict[str, tuple[type, bool]] = {
     "disks": (Disk, True),
@@ -23,6 +26,28 @@ _PARTS: dict[str, tuple[type, bool]] = {
     "balloon": (Balloon, False),
 }
 """Settings that are objects: of which class, and whether there are several."""
+_PLAIN: dict[str, Kind] = {
+    **dict.fromkeys(("kernel", "kernel_format", "kernel_entry", "cpu", "on_panic", "memory_backing"), Text()),
+    **dict.fromkeys(("transport", "name"), Text()),
+    "append": Text(1 << 20),
+    **dict.fromkeys(("flat_mode", "initrd", "symbols"), Maybe(Text())),
+    **dict.fromkeys(("mem", "cpus", "fault_seed"), U64),
+    "load_addr": Maybe(U64),
+    **dict.fromkeys(("host_quirks", "agent"), FLAG),
+    **dict.fromkeys(("timeout", "stuck", "stuck_at_boot", "switch_interval"), Maybe(SECONDS)),
+    **dict.fromkeys(("fail_on", "faults"), Several(Text(), 1 << 10)),
+}
+"""All other settings, and what each may be."""
+_FIELDS: dict[str, Kind] = {
+    **dict.fromkeys(("cache", "format", "kind", "name", "path", "serial", "tag", "target"), Text()),
+    **dict.fromkeys(("overlay", "readonly", "spoof"), FLAG),
+    **dict.fromkeys(("cid", "queues", "size"), U64),
+    **dict.fromkeys(("mtu", "rate"), Maybe(U64)),
+    **dict.fromkeys(("pcap", "where"), Maybe(Text())),
+    "forwards": Several(Text(), 1 << 10),
+    "mac": Maybe(Bytes(MAC_LENGTH, container=bytes)),
+}
+"""Fields of the objects among the settings, by name: each means the same wherever it is."""
 _CHANGEABLE = (
     *("disks", "fail_on", "name", "net", "on_panic", "stuck", "stuck_at_boot", "switch_interval", "symbols"),
     *("timeout", "vsock"),
@@ -46,12 +71,15 @@ def save_config(config: VmConfig) -> dict[str, Any]:
     return found
 
 
+def _kinds(part: type) -> dict[str, Kind]:
+    return {name: _FIELDS[name] for name in part.__slots__}  # type: ignore[attr-defined]
+
+
 def _save(part: object) -> dict[str, Any]:
-    values = {name: getattr(part, name) for name in type(part).__slots__}  # type: ignore[attr-defined]
-    return {name: {"hex": value.hex()} if type(value) is bytes else value for name, value in values.items()}
+    return saved(part, _kinds(type(part)))
 
 
-def make_config(saved: Any, path: str, **others: Any) -> VmConfig:
+def make_config(state: Any, path: str, **others: Any) -> VmConfig:
     """The configuration again, but for `others`, which are some of VmConfig's settings.
 
     Raises LoadError for what is no configuration, UsageError for others that cannot be.
@@ -61,15 +89,18 @@ def make_config(saved: Any, path: str, **others: Any) -> VmConfig:
             raise UsageError(
                 f"{name} is what the snapshot has: it cannot be another (what can: {', '.join(_CHANGEABLE)})"
             )
-    if type(saved) is not dict or saved.keys() != set(SETTINGS):
+    if type(state) is not dict or state.keys() != set(SETTINGS):
         raise LoadError(path, "its state has another pyvmm's configuration")
     try:
-        settings = {name: _make(name, value) for name, value in saved.items() if name not in _FORGOTTEN}
+        plain = judged("settings", {name: state[name] for name in state if name not in _PARTS}, _PLAIN)
+        settings = plain | {name: _make(name, value) for name, value in state.items() if name in _PARTS}
+        for name in _FORGOTTEN:
+            del settings[name]
         settings["net"] = settings.pop("nets")
         if settings["agent"]:  # which brings its ports by itself
             settings["ports"] = [port for port in settings["ports"] if port.name not in AGENT_PORTS]
         before = VmConfig(**settings)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (StateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise LoadError(path, f"its state has no good configuration: {error}") from error
     config = VmConfig(**{**settings, **others})
     for name in ("disks", "nets"):
@@ -85,14 +116,11 @@ def make_config(saved: Any, path: str, **others: Any) -> VmConfig:
 
 
 def _make(name: str, value: Any) -> Any:
-    if name not in _PARTS:
-        return value
     kind, several = _PARTS[name]
     if several:
         return [_part(kind, one) for one in value]
     return None if value is None else _part(kind, value)
 
 
-def _part(kind: type, values: dict[str, Any]) -> Any:
-    plain = {name: bytes.fromhex(v["hex"]) if type(v) is dict else v for name, v in values.items()}
-    return kind(**plain)
+def _part(kind: type, values: Any) -> Any:
+    return kind(**judged(kind.__name__, values, _kinds(kind)))

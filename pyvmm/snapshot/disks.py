@@ -10,7 +10,7 @@ import os
 import stat
 
 from pyvmm.backends.overlay import OverlayDisk, WrittenBefore
-from pyvmm.errors import LoadError
+from pyvmm.errors import LoadError, PyvmmError
 from pyvmm.state import StateError
 
 TYPE_CHECKING = False
@@ -50,7 +50,7 @@ def judge_disks(path: str, disks: Sequence[Disk], saved: Any) -> None:
     if type(saved) is not list or len(saved) != len(disks):
         raise LoadError(path, "its state has not as many disks as its configuration")
     for disk, known in zip(disks, saved, strict=True):
-        image = known.get("image") if type(known) is dict else None
+        image = known.get("image") if type(known) is dict and known.keys() == {"image", "overlay"} else None
         if type(image) is not dict:
             raise LoadError(path, "its state says nothing of a disk")
         try:
@@ -75,8 +75,8 @@ def restore_disk(folder: Folder, device: VirtioBlock, known: Any) -> None:
             if not sealed:
                 raise LoadError(os.path.join(folder.path, overlay["name"]), "is a copy, or was changed")
             device.disk.begin_with(WrittenBefore(fd, overlay["length"], overlay["runs"], device.disk.path))
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError, OSError) as error:
             os.close(fd)
-            if isinstance(error, LoadError):
+            if isinstance(error, PyvmmError):
                 raise
             raise StateError(f"{device.name}: its overlay is damaged: {error}") from error

@@ -10,7 +10,7 @@ import os
 
 from pyvmm import layout
 from pyvmm.boot import ALONE, LoadedKernel
-from pyvmm.errors import LoadError, PyvmmError
+from pyvmm.errors import KvmError, LoadError, PyvmmError
 from pyvmm.kvm.archstate import cpuid_of, judge_vcpu, judge_vm, restore_vcpu, restore_vm, tell_stopped
 from pyvmm.snapshot.chain import Layers
 from pyvmm.snapshot.configuration import make_config
@@ -144,7 +144,7 @@ class Restoring:
             raise LoadError(self.source, problem)
 
     def fill(self, fd: VmFd, vcpus: tuple[VcpuFd, ...], machine: Machine, virtio: VirtioDevices | None) -> None:
-        """Put everything into the VM, which has been made and has not run. Raises LoadError, KvmError.
+        """Put everything into the VM, which has been made and has not run. Raises LoadError.
 
         Processors first, then chips, which may have something for them, then devices, which set their lines again.
         """
@@ -159,6 +159,8 @@ class Restoring:
             self._tell_generation(machine)
         except StateError as error:
             raise LoadError(self.source, str(error)) from error
+        except KvmError as error:
+            raise LoadError(self.source, f"this host's KVM refuses its state: {error}") from error
 
     def _tell_generation(self, machine: Machine) -> None:
         """Let the guest know that it is another VM now: its random numbers, for one, must not be those of others."""

@@ -96,9 +96,12 @@ def _restore_queue(device: VirtioDevice, queue: Virtqueue, state: dict[str, Any]
         setattr(queue, attribute, state.pop(attribute))
     if ready:
         assert device.memory is not None
+        problem = ""
         try:
             queue.enable(device.memory, device.features)
         except QueueError as error:
-            raise StateError(f"{device.name}: {error}") from None
+            problem = str(error)
+        if problem:  # out here no traceback holds the guest's memory, which is closed next
+            raise StateError(f"{device.name}: {problem}")
         for attribute, value in state.items():
             setattr(queue, attribute, value)
