@@ -30,13 +30,13 @@ HELP = "save a running VM and go on from there, as often as one likes"
 USAGE = """usage: pyvmm snapshot create [--base PATH] NAME PATH
        pyvmm snapshot restore [options] PATH
        pyvmm snapshot inspect [--verify] [--json] PATH"""
-RESTORE = [
-    option
-    for option in RUN
-    if option.name in ("console", "escape", "help", "log", "name", "report", "stats", "stuck", "timeout")
-]
+WORDS = {
+    *("console", "disk", "escape", "help", "log", "name", "net", "report", "stats", "stuck", "timeout", "vsock"),
+}
+RESTORE = [option for option in RUN if option.name in WORDS]
 """Options of `pyvmm run` that have a meaning for a VM that has booted long since."""
-SETTINGS = ("name", "stuck", "timeout")
+SETTINGS = {"disk": "disks", "name": "name", "net": "net", "stuck": "stuck", "timeout": "timeout", "vsock": "vsock"}
+"""Which of them are settings of the VM's in place of those that were saved."""
 CREATE_LIMIT = 600.0
 """Seconds for a snapshot: a large guest's memory takes its time."""
 
@@ -97,7 +97,11 @@ class Restored(Run):
             raise UsageError(f"one PATH expected, but there are {len(arguments.positional)}")
         self.values = values
         self.signals = signals
-        self._others = {name: values[name] for name in SETTINGS if name in values}
+        self._others = {SETTINGS[name]: value for name, value in values.items() if name in SETTINGS}
+        if "net" in values:
+            from pyvmm.cli.devices import networks
+
+            self._others["net"] = networks(values["net"], [])
         self._path = arguments.positional[0]
         with_config = Restoring(self._path, **self._others)
         with_config.close()

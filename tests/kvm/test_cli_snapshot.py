@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -87,6 +88,27 @@ def test_a_vm_is_saved_and_others_go_on_from_there(saved: Path, start: Start) ->
             clone.stdin.write(b"q")
         assert clone.wait(LIMIT) == (128 + signal.SIGTERM if signalled else 1)
     assert running() == ["first"]
+
+
+def test_a_clone_has_its_own_disk_network_and_sockets(start: Start, echo: Path, tmp_path: Path) -> None:
+    images = [tmp_path / "image", tmp_path / "the same elsewhere"]
+    for image in images:
+        image.write_bytes(bytes(1 << 16))
+    os.utime(images[1], ns=(0, images[0].stat().st_mtime_ns))
+    places = ["--disk", f"{images[0]},overlay", "--net", f"socket={tmp_path}/switch", "--vsock", tmp_path / "vsock"]
+    first = start("run", echo, "--mem", "16M", "--name", "first", "--timeout", LIMIT, *places)
+    echoes(first, b"before")
+    path = tmp_path / "s"
+    assert pyvmm("snapshot", "create", "first", path).returncode == 0
+    done = pyvmm("snapshot", "restore", path)
+    assert done.returncode == 125 and f"{tmp_path}/vsock" in done.stderr.decode(), "it is in use"
+    others = ["--disk", f"{images[1]},overlay", "--net", f"socket={tmp_path}/other,mac=52:54:00:00:00:09"]
+    clone = start("snapshot", "restore", "--timeout", LIMIT, *others, "--vsock", f"{tmp_path}/vsock2,cid=9", path)
+    echoes(clone, b"a clone")
+    echoes(first, b"the first one")
+    for words, said in ((["--disk", images[0]], b"overlay"), (["--net", "none"], b"0 nets: the snapshot's VM has 1")):
+        done = pyvmm("snapshot", "restore", *words, path)
+        assert done.returncode == 2 and said in done.stderr
 
 
 def test_a_restored_run_has_limits_and_a_report_as_any(saved: Path, start: Start, tmp_path: Path) -> None:
