@@ -85,11 +85,17 @@ def test_a_guest_that_moves_all_the_time_prints_what_it_prints_at_rest(
 
 @pytest.mark.needs("gcc")
 @pytest.mark.parametrize(
-    ("transport", "mode", "pause"),
-    [("mmio", "irq", 0.002), ("mmio", "irq flags", 0.002), ("pci", "load", 0.02), ("pci", "load intx flags", 0.02)],
+    ("transport", "mode", "pause", "most"),
+    [
+        *(("mmio", "irq", 0.002, 20), ("mmio", "irq flags", 0.002, 20)),
+        *(("pci", "load", 0.02, 20), ("pci", "load intx flags", 0.02, 20)),
+        # An edge that comes while the pin is masked is forgotten, there and at rest. Here the driver is reminded at
+        # every move, and so soon enough; at rest it masks again before it is reminded, and gives up.
+        pytest.param("mmio", "load", 0.004, 400, marks=pytest.mark.soak),
+    ],
 )
 def test_requests_and_interrupts_of_a_disk_survive_moves(
-    mode: str, transport: str, pause: float, tmp_path: Path
+    mode: str, transport: str, pause: float, most: int, tmp_path: Path
 ) -> None:
     image = tmp_path / "disk"
     image.write_bytes(b"the first line of sector 0\n".ljust(1 << 20, b"\0"))
@@ -102,7 +108,7 @@ def test_requests_and_interrupts_of_a_disk_survive_moves(
         transport=transport,
         timeout=LIMIT,
     )
-    text, status, moves = moved(vm, tmp_path, pause, 20)
+    text, status, moves = moved(vm, tmp_path, pause, most)
     assert status == 0, text
     assert moves > 0
 
