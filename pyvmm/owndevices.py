@@ -1,12 +1,13 @@
 """Bases for devices of a program's own: a class, two methods, and one line that attaches it to a VM.
 
-Imports nothing. A device is called under its lock, on a vCPU's thread; what it raises ends the run with reason
-"error".
+Imports state. A device is called under its lock, on a vCPU's thread; what it raises ends the run with reason "error".
 """
 
 from __future__ import annotations
 
 from threading import Lock
+
+from pyvmm.state import Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pyvmm.memory import GuestMemory
 
 
-class OwnDevice:
+class OwnDevice(Stateful):
     """What `PortDevice` and `MmioDevice` have in common.
 
     name     what messages call it; by default the class's name
@@ -24,6 +25,9 @@ class OwnDevice:
     lock     held around `read` and `write`; a thread that sets `irq` from elsewhere takes it as well
     irq      its interrupt line, a level: `irq.set(True)`, `irq.set(False)`; None unless attached with one
     memory   the guest's RAM, once attached
+    STATE    which attributes a snapshot has, each with its kind (see `pyvmm.state`); None: there can be no snapshot.
+             In a VM that is restored, a device of the same name is attached before the start. It then has these
+             attributes, and `restored()` is called, which sees to `irq`
     """
 
     name = ""

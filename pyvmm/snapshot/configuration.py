@@ -50,7 +50,7 @@ _FIELDS: dict[str, Kind] = {
 """Fields of the objects among the settings, by name: each means the same wherever it is."""
 _CHANGEABLE = (
     *("disks", "fail_on", "name", "net", "on_panic", "stuck", "stuck_at_boot", "switch_interval", "symbols"),
-    *("timeout", "vsock"),
+    *("timeout", "virtio", "vsock"),
 )
 """What may be another in a VM that is restored: the rest is in the guest's memory."""
 SETTINGS = tuple(name for name in VmConfig.__slots__ if name != "virtio")

@@ -153,8 +153,7 @@ class Restoring:
                 restore_vcpu(vcpu, state)
             restore_vm(fd, self._vm)
             self._restore_models(machine, virtio)
-            if virtio is not None:
-                self._restore_virtio(virtio)
+            self._restore_virtio(virtio)
             tell_stopped(vcpus)
             self._tell_generation(machine)
         except StateError as error:
@@ -176,12 +175,13 @@ class Restoring:
         for name, model in here.items():
             model.restore(saved[name])
 
-    def _restore_virtio(self, virtio: VirtioDevices) -> None:
+    def _restore_virtio(self, virtio: VirtioDevices | None) -> None:
         saved: dict[str, Any] = self._folder.state["virtio"]
         disks, nets = iter(self._folder.state["disks"]), iter(self.config.nets)
-        if [device.name for device in virtio.devices] != list(saved):
+        here = [] if virtio is None else virtio.saved_with()
+        if [device.name for device, _ in here] != list(saved):
             raise StateError("it has other virtio devices than its configuration")
-        for device, transport in virtio.saved_with():
+        for device, transport in here:
             if device.device_id == ID_BLOCK:
                 from pyvmm.snapshot.disks import restore_disk
                 from pyvmm.virtio.block import VirtioBlock

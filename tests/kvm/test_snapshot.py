@@ -11,17 +11,18 @@ import sys
 import time
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from pyvmm import VM, Disk
+from pyvmm import VM, Disk, PortDevice, VirtioDevice
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.errors import LoadError, PyvmmError, UsageError
 from pyvmm.images import guest
 from pyvmm.kvm.archstate import CHIPS, judge_vm, restore_vm, save_vm
 from pyvmm.layout import ACPI_PM_GPE, ACPI_PM_PORT, GENERATION_GPE, VIRTIO_MMIO, VM_GENERATION
 from pyvmm.snapshot.inspect import inspect
+from pyvmm.state import U8
 from tests.support import guests
 from tests.support.tinyvm import tiny_vm
 
@@ -268,6 +269,55 @@ def test_a_device_of_ones_own_without_state_is_refused(counter: Path, tmp_path: 
         with pytest.raises(UsageError, match="'unknown' cannot be saved"):
             vm.snapshot(tmp_path / "s")
         assert not (tmp_path / "s").exists()
+
+
+class Latch(PortDevice):
+    """Keeps the byte that was written last, and holds its line up while that is not 0."""
+
+    STATE: ClassVar = {"_value": U8}
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def read(self, offset: int, size: int) -> int:
+        return self._value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._value = value
+        self.restored()
+
+    def restored(self) -> None:
+        assert self.irq is not None
+        self.irq.set(bool(self._value))
+
+
+class Secret(VirtioDevice):
+    device_id = 42
+    queue_sizes = (8,)
+    STATE: ClassVar = {"secret": U8}
+    secret = 0
+
+
+def test_devices_of_ones_own_that_say_what_their_state_is_are_saved(counter: Path, tmp_path: Path) -> None:
+    own = Secret("secret")
+    vm = VM(counter, mem="16M", timeout=LIMIT, paused=True, virtio=[own])
+    vm.attach(Latch(), port=0x5000, irq=11)
+    with vm:
+        vm.machine.ports.write(0x5000, 1, 7)
+        own.secret = 9
+        vm.snapshot(tmp_path / "s")
+    again, latch = Secret("secret"), Latch()
+    clone = VM.restore(tmp_path / "s", paused=True, virtio=[again])
+    clone.attach(latch, port=0x5000, irq=11)
+    with clone:
+        assert (clone.machine.ports.read(0x5000, 1), again.secret) == (7, 9)
+        assert latch.irq is not None and latch.irq.asserted
+    with pytest.raises(LoadError, match="other devices than this pyvmm: Latch"):
+        VM.restore(tmp_path / "s", paused=True, virtio=[Secret("secret")]).start()
+    missing = VM.restore(tmp_path / "s", paused=True)
+    missing.attach(Latch(), port=0x5000, irq=11)
+    with pytest.raises(LoadError, match="other virtio devices"):
+        missing.start()
 
 
 def test_other_cpu_features_are_refused(counter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
