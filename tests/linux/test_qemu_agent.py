@@ -10,13 +10,13 @@ import time
 import pytest
 
 from pyvmm import VM, Share
-from pyvmm.errors import GuestAgentError, UsageError
+from pyvmm.errors import GuestAgentError, PyvmmError, UsageError
 from tests.support.linux import LIMIT, image, release
 
 pytestmark = [
     pytest.mark.needs("kvm", "tiny-image", "dpkg-deb"),
     pytest.mark.soak,  # it downloads a package
-    pytest.mark.timeout(4 * LIMIT),
+    pytest.mark.timeout(5 * LIMIT),
 ]
 
 PACKAGE = "qemu-guest-agent"
@@ -56,8 +56,11 @@ def test_debians_agent_does_it_all_by_the_same_client(tmp_path, program):
     init.chmod(0o755)
     words = f"root=host rootfstype=9p rootflags={NINE} ro init={init} quiet"
     shares = [Share("/", "host", readonly=True)]
-    with VM(image("kernel"), agent=True, append=words, shares=shares, timeout=3 * LIMIT) as vm:
-        vm.guest.wait_ready(LIMIT)
+    with VM(image("kernel"), agent=True, append=words, shares=shares, timeout=4 * LIMIT) as vm:
+        try:
+            vm.guest.wait_ready(2 * LIMIT)
+        except PyvmmError as error:
+            pytest.fail(f"{error}; its console: {vm.console_log.decode(errors='replace')[-3000:]}")
         assert not vm.guest.own
         assert re.match(r"\d+\.\d+", vm.agent.info()["version"])
         done = vm.exec(["uname", "-r"], timeout=LIMIT)
