@@ -100,7 +100,7 @@ value in $(cat /tmp/in)
 
 
 @pytest.mark.vm(timeout=3000)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [100_000, *SIZES[1:]])
 def test_two_guests_ping_and_stream_to_each_other_over_the_switch(vm_net, size):
     receiver, sender = vm_net(2)
     address = vm_net.address(receiver)
