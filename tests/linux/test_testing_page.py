@@ -89,6 +89,33 @@ def test_the_pages_settings_are_known(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.soak
+def test_a_guest_is_booted_for_one_test_and_one_for_the_session(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYVMM_CACHE", CACHE)
+    pytester.makepyfile(
+        """
+        SEEN = []
+
+        def begin(vm):
+            SEEN.append(vm)
+            return vm.exec(["mkdir", "/tmp/mine"], timeout=60).returncode
+
+        def test_first(vm_session): assert begin(vm_session) == 0
+
+        def test_second(vm_session): assert begin(vm_session) == 1 and vm_session is SEEN[0]
+
+        def test_own(vm): assert begin(vm) == 0 and vm is not SEEN[0]
+
+        def test_over(vm_session):
+            assert SEEN[2].state == "ended" and vm_session.state == "running"
+        """
+    )
+    result = pytester.runpytest_subprocess("--vm-timeout", f"{LIMIT}s", timeout=2.5 * LIMIT)
+    result.assert_outcomes(passed=4)
+
+
+@pytest.mark.soak
 @pytest.mark.needs("gcc")
 @pytest.mark.timeout(3600)
 def test_the_pages_module_is_loaded_into_a_kernel_with_modules(
