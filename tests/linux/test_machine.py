@@ -50,11 +50,15 @@ def guest() -> Iterator[Guest]:
 
 
 def busy(guest: Guest, cpus: int) -> None:
-    """Let a program count on each CPU, and see where each ran and that each CPU had its share."""
+    """Let a shell count on each CPU, and see where each ran and that each CPU had its share.
+
+    They begin when no program starts any more: see docs/emulation.md.
+    """
     before = guest.command("grep ^cpu[0-9] /proc/stat")
     count = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done"
     where = "read -r stat < /proc/self/stat; set -- $stat; echo ${39} >> /tmp/where"  # proc(5): processor
-    guest.command(f"for c in $(seq 0 {cpus - 1}); do taskset -c $c sh -c '{count}; {where}' & done; wait")
+    each = f"(until [ -e /tmp/go ]; do :; done; {count}; {where}) & taskset -pc $c $! > /tmp/old"
+    guest.command(f"for c in $(seq 0 {cpus - 1}); do {each}; done; : > /tmp/go; wait; rm /tmp/go")
     after = guest.command("grep ^cpu[0-9] /proc/stat")
     for old, new in zip(before.splitlines(), after.splitlines(), strict=True):
         assert int(new.split()[1]) - int(old.split()[1]) >= 5, f"{old!r} became {new!r}"
