@@ -79,7 +79,7 @@ def test_a_disk_grows(running):
     assert running.shell.command(sectors) == f"{CACHED * 2048}\n"
     assert verb("disk", "guest", "resize", "blk0", f"{GROWN}M") == f"{GROWN}M\n"
     wait_for(lambda: running.shell.command(sectors) == f"{GROWN * 2048}\n", "the new size", LIMIT)
-    last = f"dd if=/dev/vda bs=1024k skip={GROWN - 1} count=1 2>/dev/null | wc -c"
+    last = f"dd if=/dev/vda bs=1024k skip={GROWN - 1} count=1 of=/tmp/last 2>/dev/null; wc -c < /tmp/last"
     assert running.shell.command(last) == f"{MIB}\n"
     os.truncate(running.image, CACHED * MIB)
     assert verb("disk", "guest", "resize", "blk0") == f"{CACHED}M\n"
@@ -123,7 +123,7 @@ def test_memory_goes_to_the_host_and_comes_back_when_the_guest_must_have_it(runn
     written = shell.command(f"dd if=/dev/zero of=/mnt/file bs=1024k count={WANTED} 2>/dev/null; wc -c < /mnt/file")
     assert written == f"{WANTED * MIB}\n"
     assert running.balloon()["actual"] < size * MIB
-    assert shell.command("dmesg | grep -ci 'killed process'") == "0\n"
+    assert shell.command("dmesg > /tmp/log; grep -ci 'killed process' /tmp/log") == "0\n"
     verb("balloon", "guest", "0")
     running.wait_for_balloon(0)
     assert shell.command("rm /mnt/file; echo well") == "well\n"
