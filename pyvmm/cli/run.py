@@ -103,7 +103,7 @@ class Run:
             log.level = LEVELS.index(values["log"])
         self.values = values
         self.signals = signals
-        self.config = make_config(arguments)
+        self.config = self._configure(arguments)
         kind, _, path = values.get("console", "stdio").partition(":")
         if kind == "file":
             ending.refuse_input("--console", path, self.config)
@@ -115,6 +115,10 @@ class Run:
         self.report = ending.ReportFile(values["report"]) if "report" in values else None
         self.vm: VM | None = None
         self._began = time.monotonic()
+
+    def _configure(self, arguments: Arguments) -> VmConfig:
+        """What the VM is made of."""
+        return make_config(arguments)
 
     def _make_console(self, values: dict[str, Any]) -> Any:
         from pyvmm.backends.console import make_console

@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import time
 
-from pyvmm.cli import ending
 from pyvmm.cli.options import describe, parse
-from pyvmm.cli.progress import LEVELS, log
+from pyvmm.cli.progress import log
 from pyvmm.cli.run import Run
 from pyvmm.cli.runoptions import RUN
 from pyvmm.cli.signals import Signals
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyvmm.cli.options import Arguments
+    from pyvmm.config import VmConfig
     from pyvmm.vm import VM
 
 HELP = "save a running VM and go on from there, as often as one likes"
@@ -85,44 +85,23 @@ def restore(argv: list[str]) -> int:
 class Restored(Run):
     """One run of a VM that was saved."""
 
-    def __init__(self, arguments: Arguments, signals: Signals) -> None:
-        from pyvmm.backends.console import make_console
-        from pyvmm.backends.terminal import parse_escape
-        from pyvmm.snapshot.restore import Restoring
+    def _configure(self, arguments: Arguments) -> VmConfig:
+        from pyvmm.vm import VM
 
         values: dict[str, Any] = arguments.values
-        if "log" in values:
-            log.level = LEVELS.index(values["log"])
         if len(arguments.positional) != 1 or arguments.command is not None:
             raise UsageError(f"one PATH expected, but there are {len(arguments.positional)}")
-        self.values = values
-        self.signals = signals
-        self._others = {SETTINGS[name]: value for name, value in values.items() if name in SETTINGS}
+        others = {SETTINGS[name]: value for name, value in values.items() if name in SETTINGS}
         if "net" in values:
             from pyvmm.cli.devices import networks
 
-            self._others["net"] = networks(values["net"], [])
-        self._path = arguments.positional[0]
-        with_config = Restoring(self._path, **self._others)
-        with_config.close()
-        self.config = with_config.config
-        self.console = make_console(
-            values.get("console", "stdio"),
-            escape=parse_escape(values.get("escape", "^A")),
-            quit=self._quit,
-            state=self._state,
-            say=log.say,
-        )
-        self.dry = False
-        self.stats = "stats" in values
-        self.report = ending.ReportFile(values["report"]) if "report" in values else None
-        self.vm: VM | None = None
-        self._began = time.monotonic()
+            others["net"] = networks(values["net"], [])
+        self._restored = VM.restore(arguments.positional[0], say=log.warn, **others)
+        return self._restored.config
 
     def _make_vm(self) -> VM:
-        from pyvmm.vm import VM
-
-        return VM.restore(self._path, console=self.console, say=log.warn, **self._others)
+        self._restored.console = self.console
+        return self._restored
 
 
 def inspect(argv: list[str]) -> int:

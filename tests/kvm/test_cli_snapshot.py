@@ -109,6 +109,10 @@ def test_a_clone_has_its_own_disk_network_and_sockets(start: Start, echo: Path, 
     for words, said in ((["--disk", images[0]], b"overlay"), (["--net", "none"], b"0 nets: the snapshot's VM has 1")):
         done = pyvmm("snapshot", "restore", *words, path)
         assert done.returncode == 2 and said in done.stderr
+    for words in (["--report", images[0]], ["--console", f"file:{images[0]}"]):
+        done = pyvmm("snapshot", "restore", *words, path)
+        assert done.returncode == 2 and b"is read by this VM and would be overwritten" in done.stderr
+    assert images[0].read_bytes() == bytes(1 << 16)
 
 
 def test_a_restored_run_has_limits_and_a_report_as_any(saved: Path, start: Start, tmp_path: Path) -> None:
