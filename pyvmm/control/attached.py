@@ -8,6 +8,7 @@ from __future__ import annotations
 import select
 
 from pyvmm.backends.sink import OutputSink
+from pyvmm.control.lines import hang_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,12 +64,7 @@ class Attached:
 
     def _drop(self) -> None:
         # Under the sink's lock and perhaps a device's: it only ends the wait in run().
-        from _socket import SHUT_RDWR
-
-        try:
-            self._client.shutdown(SHUT_RDWR)
-        except OSError:
-            pass  # it has gone
+        hang_up(self._client)
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ import json
 import time
 
 from pyvmm.control.folder import Folder, check_name
-from pyvmm.control.lines import LINE_LIMIT, Lines, LineTooLongError
+from pyvmm.control.lines import LINE_LIMIT, Lines, LineTooLongError, hang_up
 from pyvmm.errors import STATUS_USAGE, BackendError, GuestAgentError, UsageError
 
 TYPE_CHECKING = False
@@ -138,12 +138,7 @@ class Client:
 
     def hang_up(self) -> None:
         """End what goes on over this connection, from any thread."""
-        from _socket import SHUT_RDWR
-
-        try:
-            self._connection.shutdown(SHUT_RDWR)
-        except OSError:
-            pass  # it has gone
+        hang_up(self._connection)
 
     def close(self) -> None:
         """Hang up; a second call does nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 
 from pyvmm.backends.sink import OutputSink
+from pyvmm.control.lines import hang_up
 from pyvmm.errors import BackendError, PyvmmError, TimeLimitError, UsageError
 from pyvmm.guest import frames
 from pyvmm.guest.process import GuestProcess
@@ -109,12 +110,7 @@ class Executed:
 
     def _drop(self) -> None:
         # On the channel's thread, or the sink's: it only ends the wait in run().
-        from _socket import SHUT_RDWR
-
-        try:
-            self._client.shutdown(SHUT_RDWR)
-        except OSError:
-            pass  # it has gone
+        hang_up(self._client)
 
 
 def begin(

@@ -1,4 +1,4 @@
-"""Lines over a socket, none longer than both sides have agreed on. Imports nothing of pyvmm."""
+"""Lines over a socket, none longer than both sides have agreed on, and its end. Imports nothing of pyvmm."""
 
 from __future__ import annotations
 
@@ -41,3 +41,13 @@ class Lines:
         line = bytes(self._waiting[:at])
         del self._waiting[: at + 1]
         return line
+
+
+def hang_up(connection: _socket.socket) -> None:
+    """End what goes on over `connection`, both ways and from any thread: who waits for it sees its end. Never waits."""
+    from _socket import SHUT_RDWR
+
+    try:
+        connection.shutdown(SHUT_RDWR)
+    except OSError:
+        pass  # it has gone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import threading
 
+from pyvmm.control.lines import hang_up
 from pyvmm.errors import PyvmmError
 from pyvmm.guest import frames
 from pyvmm.guest.channel import ExecChannel
@@ -42,12 +43,7 @@ class RemoteChannel(ExecChannel):
             raise PyvmmError(f"{self._name}: the command cannot be reached: {error.strerror}") from error
 
     def _forget(self, number: int, tell: bool) -> None:
-        from _socket import SHUT_RDWR
-
-        try:
-            self._connection.shutdown(SHUT_RDWR)
-        except OSError:
-            pass  # it has gone
+        hang_up(self._connection)
 
     def _read(self, process: GuestProcess, data: bytes) -> None:
         why = f"{self._name} ended before the command in it did"

@@ -107,7 +107,7 @@ class ControlServer:
             listener.close()
             for session in tuple(self._sessions):
                 session.finish(CLOSE_WAIT)
-            self._hang_up(SHUT_RDWR)
+            self._hang_up()
         if folder is not None:
             folder.close()
 
@@ -121,14 +121,14 @@ class ControlServer:
         finally:
             folder.unlock()
 
-    def _hang_up(self, how: int) -> None:
+    def _hang_up(self) -> None:
         with self._lock:
             clients = dict(self._clients)
-        for client in clients:
-            try:
-                client.shutdown(how)
-            except OSError:
-                pass  # gone by itself
+        if clients:
+            from pyvmm.control.lines import hang_up
+
+            for client in clients:
+                hang_up(client)
         end = time.monotonic() + CLOSE_WAIT
         for thread in clients.values():
             thread.join(max(0.0, end - time.monotonic()))
