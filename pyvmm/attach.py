@@ -1,11 +1,13 @@
 """The virtio devices of a VM: opened, put into the machine, started and taken apart again.
 
-May import kinds, virtio, the ports' back-ends; the rest of the machine only through the wiring that it is given.
+May import closing, kinds, virtio, the ports' back-ends; the rest of the machine only through the wiring that it is
+given.
 """
 
 from __future__ import annotations
 
 from pyvmm import kinds
+from pyvmm.closing import close_all
 from pyvmm.errors import PyvmmError, UsageError
 from pyvmm.virtio.plane import DataPlane
 
@@ -167,18 +169,14 @@ class VirtioDevices:
 
     def close(self) -> None:
         """End the data planes and close the back-ends, each whatever the others do; raises the first failure."""
-        failure: Exception | None = None
         for backend in self.ports.values():
             backend.drain(DRAIN_WAIT)
-        for close in [
-            *(plane.close for plane in self._planes),
-            *(device.close for device in self.devices),
+        closers = [
             *(() if self._wiring is None else (self._wiring.close,)),
-        ]:
-            try:
-                close()
-            except Exception as error:
-                failure = failure or error
+            *(device.close for device in reversed(self.devices)),
+            *(plane.close for plane in reversed(self._planes)),
+        ]
+        failure = close_all(closers)
         self._planes, self._transports, self.devices, self._wiring = [], [], [], None
         if failure is not None:
             raise failure

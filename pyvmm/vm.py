@@ -19,6 +19,7 @@ from pyvmm import layout, threads
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.boot.commandline import console_device
 from pyvmm.booting import Booting
+from pyvmm.closing import close_all
 from pyvmm.config import VmConfig
 from pyvmm.consolelink import ConsoleLink
 from pyvmm.debug.diagnosis import Diagnosis
@@ -336,10 +337,10 @@ class VM(Endings, GuestParts):
                 self._control.wait_ended(STUCK_AFTER)
             except VcpuStuckError as error:
                 stuck = error
-        failure = _undo(self._host_closers)
+        failure = close_all(self._host_closers)
         if stuck is not None:
             raise stuck
-        failure = _undo(self._guest_closers) or failure
+        failure = close_all(self._guest_closers) or failure
         if failure is not None:
             raise failure
 
@@ -375,14 +376,3 @@ class VM(Endings, GuestParts):
     def _announce(self, state: str) -> None:
         for observer in self._observers:
             observer.on_lifecycle(state)
-
-
-def _undo(closers: list[Callable[[], None]]) -> Exception | None:
-    """Call and remove `closers`, last first, each of them whatever the others do; the first failure, if any."""
-    failure: Exception | None = None
-    while closers:
-        try:
-            closers.pop()()
-        except Exception as error:
-            failure = failure or error
-    return failure

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from pyvmm.closing import close_all
 from pyvmm.config import VmConfig
 from pyvmm.errors import STATUS_TIME_LIMIT, ImageError, KvmUnavailableError, PyvmmError, UsageError
 from pyvmm.runloop import Outcome
@@ -163,12 +164,8 @@ class Worker:
 
     def close(self) -> None:
         """Close what is still open, as after an interrupt."""
-        failure: Exception | None = None
-        while self._factories:
-            try:
-                self._factories.pop().close()
-            except Exception as error:
-                failure = failure or error
+        factories, self._factories = self._factories, []
+        failure = close_all([factory.close for factory in factories])
         if failure is not None:
             raise failure
 
@@ -236,12 +233,7 @@ class VmFactory:
     def close(self) -> None:
         """Close all VMs, the last first. Raises the first error of those that there were, when all are closed."""
         self._node.stash.setdefault(USED, []).clear()  # what reports there are have been written
-        failure: Exception | None = None
-        while self.closers:
-            try:
-                self.closers.pop()()
-            except Exception as error:
-                failure = failure or error
+        failure = close_all(self.closers)
         if failure is not None:
             raise failure
 
