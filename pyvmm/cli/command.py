@@ -38,7 +38,10 @@ CONSOLE_SHOWN = 4000
 
 
 def settle(settings: dict[str, Any], arguments: Arguments) -> None:
-    """Make `settings` of VmConfig those of a VM that runs a command. Raises UsageError, ImageError."""
+    """Make `settings` of VmConfig those of a VM that runs a command, and `arguments` have the `files` that it sees.
+
+    Raises UsageError, ImageError.
+    """
     values: dict[str, Any] = arguments.values
     if not arguments.command:
         raise UsageError("no command after --")
@@ -56,7 +59,7 @@ def settle(settings: dict[str, Any], arguments: Arguments) -> None:
         except ImageError as error:
             raise ImageError(f"a command in the guest needs an initramfs with the agent, and {error}") from error
         values.setdefault("root", "/")
-    files = guest_files(values)
+    values["files"] = files = guest_files(values)
     if files is not None:
         settings["shares"] = [*settings.get("shares", ()), *files.shares()]
 
@@ -113,7 +116,7 @@ class CommandRun(Run):
         self._lacking = ""
         self.passing = Passing(signals, escape=values.get("escape"), quit=self._quit, state=self._state)
         super().__init__(arguments, signals)
-        self.files = guest_files(values)
+        self.files: GuestFiles | None = values["files"]
 
     def _make_console(self, values: dict[str, Any]) -> Any:
         return super()._make_console(values) if "console" in values else KeptConsole(self.verbose)
