@@ -21,20 +21,18 @@ if TYPE_CHECKING:
     from pyvmm.virtio.balloon import VirtioBalloon
     from pyvmm.vm import VM
 
-LOG_PIECE = 24 << 10
-"""Bytes of the console's log in one answer, whose line they have to fit."""
-STATISTICS_WAIT = 1.0
-"""Seconds that a guest has to tell of its memory; then what it told the last time has to do."""
-
-
-if TYPE_CHECKING:
-
     class Session(Protocol):
         """What a connection becomes: served on its thread until the client hangs up."""
 
         def run(self, early: bytes) -> None: ...
 
         def finish(self, timeout: float) -> None: ...
+
+
+LOG_PIECE = 24 << 10
+"""Bytes of the console's log in one answer, whose line they have to fit."""
+STATISTICS_WAIT = 1.0
+"""Seconds that a guest has to tell of its memory; then what it told the last time has to do."""
 
 
 class Handover:

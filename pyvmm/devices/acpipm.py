@@ -65,8 +65,8 @@ REGISTERS = RegisterMap(
         reset=SCI_EN,
     ),
     Register("PM_TMR", 8, "ACPI 6.5, 4.8.3.3", width=4, access="r"),
-    Register("GPE0_STS", 12, "ACPI 6.5, 4.8.4.1.1"),
-    Register("GPE0_EN", 13, "ACPI 6.5, 4.8.4.1.2"),
+    Register("GPE0_STS", GPE_STATUS, "ACPI 6.5, 4.8.4.1.1"),
+    Register("GPE0_EN", GPE_ENABLE, "ACPI 6.5, 4.8.4.1.2"),
 )
 
 
@@ -157,7 +157,8 @@ class AcpiPm(Stateful):
             self._status |= TMR_STS
         image = self._status | self._enable << 16 | self._control << 32 | 0xFFFF << 48 | timer << 64
         image |= self._gpe_status << 96 | self._gpe_enable << 104
-        return image >> (8 * offset) & ((1 << (8 * size)) - 1) if offset + size <= 14 else (1 << (8 * size)) - 1
+        ones = (1 << (8 * size)) - 1
+        return image >> (8 * offset) & ones if offset + size <= REGISTERS.length else ones
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The bus's write: status bits are cleared by ones, byte by byte; the timer ignores it."""
