@@ -57,6 +57,7 @@ def test_a_general_purpose_event_raises_the_sci_until_it_is_acknowledged():
     rig.pm.write(GPE, 2, 0x0808)
     assert not rig.line.level and rig.pm.read(GPE, 2) == 0x0800
     rig.pm.raise_event(3)
+    assert rig.line.level, "it is enabled already"
     again = Rig()
     again.pm.restore(rig.pm.save())
     assert again.line.level

@@ -201,6 +201,7 @@ def test_a_client_that_keeps_to_no_rules_harms_itself_alone(server, vm, data):
 
 def test_a_client_that_allows_more_than_it_reads_is_dropped(server, vm):
     connection = raw({"command": "exec", "args": ["sh", "-c", "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyyy; done"]})
+    assert connection.recv(100).startswith(b'{"ok"') and running(vm)
     connection.sendall(frames.frame(frames.CREDIT, 0, frames.NUMBER.pack(0xFFFFFF), 1))
     wait_for(lambda: not running(vm), "its command to be dropped", 60)
     connection.close()
