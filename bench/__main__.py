@@ -1,7 +1,8 @@
 """`python -m bench`: measure, print a table, write JSON and a plot.
 
-`python -m bench boot` measures booting Linux, `python -m bench virtio` requests to virtio devices,
-`python -m bench share` the files of a 9p share, `python -m bench snapshot` saving and restoring VMs.
+`python -m bench boot` measures booting Linux, `virtio` requests to virtio devices, `share` the files of a 9p share,
+`snapshot` saving and restoring VMs,
+`scale` how costs grow with a VM.
 
 Rounds are interleaved: every round measures each contender once, so that a machine whose speed drifts drifts for all.
 Figures are medians over the rounds, with the least and the greatest; only ratios within one run mean much.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -113,23 +115,13 @@ def plot(samples: Samples, path: Path) -> bool:
     return True
 
 
+OTHERS = ("boot", "virtio", "share", "snapshot", "scale")
+"""Modules beside this one, each with a `main`."""
+
+
 def main() -> int:
-    if sys.argv[1:2] == ["boot"]:
-        from bench import boot
-
-        return boot.main(sys.argv[2:])
-    if sys.argv[1:2] == ["virtio"]:
-        from bench import virtio
-
-        return virtio.main(sys.argv[2:])
-    if sys.argv[1:2] == ["share"]:
-        from bench import share
-
-        return share.main(sys.argv[2:])
-    if sys.argv[1:2] == ["snapshot"]:
-        from bench import snapshot
-
-        return snapshot.main(sys.argv[2:])
+    if sys.argv[1:2] and sys.argv[1] in OTHERS:
+        return int(import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--exits", type=int, default=100_000, help="exits a measurement (default %(default)s)")

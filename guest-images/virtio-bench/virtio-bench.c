@@ -2,11 +2,12 @@
  * Drives virtio devices as fast as they go, from ring 3, and says how much it got done. The command
  * line has the speed of the time-stamp counter, the time that each measurement takes, and what to
  * measure, in order:
- *     khz=N ms=N  WHAT:SIZE:DEPTH[:irq] ...
+ *     khz=N ms=N  [spread=N] WHAT:SIZE:DEPTH[:irq] ...
  * WHAT is read or write (blocks of SIZE bytes, here and there), seqread or seqwrite (one after the other),
  * send or receive (frames of SIZE bytes, by a peer that obeys `struct order`), print (SIZE bytes on port 0
  * of a console). DEPTH requests at a time are submitted, with one notification, and waited for: by looking
- * at the used ring with interrupts off or, with `irq`, by waiting for an interrupt.
+ * at the used ring with interrupts off or, with `irq`, by waiting for an interrupt. With `spread` before it, each
+ * batch of a disk's is DEPTH requests on each of so many queues: those of the first disk, then of the next.
  *
  * For each a line when it begins and one when it ends:
  *     begin WHAT:SIZE:DEPTH
@@ -17,10 +18,12 @@
 #include "ring3.h"
 #include "virtio.h"
 
-enum { VECTOR = 0x40, SPURIOUS_VECTOR = 0xff, SECTOR = 512, POOL = 8 << 20, NET_HEADER = 12 };
+enum { VECTOR = 0x40, SPURIOUS_VECTOR = 0xff, SECTOR = 512, POOL = 8 << 20, NET_HEADER = 12, SPREAD = 16 };
 enum { BLOCK_READ = 0, BLOCK_WRITE = 1, RX = 0, TX = 1 };
 #define BLOCK_FLUSH FEATURE(9)      /* without it a device must write through: virtio 1.3, 5.2.6.2 */
+#define BLOCK_MQ FEATURE(12)
 #define NET_MAC FEATURE(5)
+enum { BLOCK_NUM_QUEUES = 34 };      /* offset in the configuration: virtio 1.3, 5.2.4 */
 
 struct request { u32 type, reserved; u64 sector; };                     /* virtio 1.3, 5.2.6 */
 
@@ -32,11 +35,12 @@ struct test { char what[12]; u32 size, depth; int interrupts; };
 
 static struct boot boot;
 static u8 pool[POOL] __attribute__((aligned(4096)));
-static struct queue block, net[2], console;
+static struct queue blocks[SPREAD], net[2], console;
+static u32 block_queues, spread = 1;               /* of blocks: those that there are, and those in use */
 static struct queue unused;                         /* the console's receiveq: it has no use here, but must be there */
-static struct descriptor chains[SLOTS][3];
-static struct request requests[SLOTS];
-static u8 statuses[SLOTS];
+static struct descriptor chains[SPREAD][SLOTS][3];
+static struct request requests[SPREAD][SLOTS];
+static u8 statuses[SPREAD][SLOTS];
 static u64 sectors, deadline, khz = 2000000, ms = 100;
 static u8 mac[6];
 
@@ -96,20 +100,21 @@ static u64 random(void)
     return state ^= state << 17;
 }
 
-static void prepare_block(const struct test *test, u32 slot)
+static void prepare_block(const struct test *test, u32 number, u32 slot)
 {
     static u64 next;
     int is_write = test->what[0] == 'w' || test->what[3] == 'w';
     u64 per_request = test->size / SECTOR, places = sectors / per_request;
     u64 place = test->what[0] == 's' ? next++ % places : random() % places;
+    u64 data = (u64)pool + (u64)(number * test->depth + slot) * test->size;
+    struct descriptor *chain = chains[number][slot];
 
-    requests[slot] = (struct request){ is_write ? BLOCK_WRITE : BLOCK_READ, 0, place * per_request };
-    statuses[slot] = 0xff;
-    chains[slot][0] = (struct descriptor){ (u64)&requests[slot], sizeof(struct request), F_NEXT, 1 };
-    chains[slot][1] = (struct descriptor){ (u64)pool + (u64)slot * test->size, test->size,
-                                           is_write ? F_NEXT : F_NEXT | F_WRITE, 2 };
-    chains[slot][2] = (struct descriptor){ (u64)&statuses[slot], 1, F_WRITE, 0 };
-    block.table[slot] = (struct descriptor){ (u64)chains[slot], sizeof chains[slot], F_INDIRECT, 0 };
+    requests[number][slot] = (struct request){ is_write ? BLOCK_WRITE : BLOCK_READ, 0, place * per_request };
+    statuses[number][slot] = 0xff;
+    chain[0] = (struct descriptor){ (u64)&requests[number][slot], sizeof(struct request), F_NEXT, 1 };
+    chain[1] = (struct descriptor){ data, test->size, is_write ? F_NEXT : F_NEXT | F_WRITE, 2 };
+    chain[2] = (struct descriptor){ (u64)&statuses[number][slot], 1, F_WRITE, 0 };
+    blocks[number].table[slot] = (struct descriptor){ (u64)chain, sizeof chains[0][0], F_INDIRECT, 0 };
 }
 
 static void prepare_frame(const struct test *test, u32 slot)
@@ -136,33 +141,42 @@ static void prepare_text(const struct test *test, u32 slot)
 
 /* --- Measurements ------------------------------------------------------------------------------------------------- */
 
-/* Submits batches until the time is up; how many requests were done. */
-static u64 batches(const struct test *test, struct queue *queue)
+/* Waits for a batch of `depth` requests, the ones of disk queue `number` if it is one of a disk. */
+static void finish(const struct test *test, struct queue *queue, u32 number)
+{
+    for (u32 left = test->depth; left;) {
+        u32 length;
+        if (!await(queue, test->interrupts, 5000))
+            fail("a request was not completed, or its interrupt lost", 3);
+        do {
+            want_interrupts(queue, 0);
+            for (int slot; (slot = take(queue, &length)) >= 0; left--)
+                if (queue == &blocks[number] && statuses[number][slot])
+                    fail("a block request failed", 3);
+            want_interrupts(queue, test->interrupts);
+        } while (queue->used.index != queue->seen);
+    }
+}
+
+/* Submits batches until the time is up, from `queue` on to `count` of them; how many requests were done. */
+static u64 batches(const struct test *test, struct queue *queue, u32 count)
 {
     u64 operations = 0;
 
     do {
-        for (u32 slot = 0; slot < test->depth; slot++) {
-            if (queue == &block)
-                prepare_block(test, slot);
-            submit(queue, slot);
+        for (u32 number = 0; number < count; number++) {
+            for (u32 slot = 0; slot < test->depth; slot++) {
+                if (queue == blocks)
+                    prepare_block(test, number, slot);
+                submit(&queue[number], slot);
+            }
+            answered = interrupts;
+            want_interrupts(&queue[number], test->interrupts);
+            notify(&queue[number]);
         }
-        answered = interrupts;
-        want_interrupts(queue, test->interrupts);
-        notify(queue);
-        for (u32 left = test->depth; left;) {
-            u32 length;
-            if (!await(queue, test->interrupts, 5000))
-                fail("a request was not completed, or its interrupt lost", 3);
-            do {
-                want_interrupts(queue, 0);
-                for (int slot; (slot = take(queue, &length)) >= 0; left--)
-                    if (queue == &block && statuses[slot])
-                        fail("a block request failed", 3);
-                want_interrupts(queue, test->interrupts);
-            } while (queue->used.index != queue->seen);
-        }
-        operations += test->depth;
+        for (u32 number = 0; number < count; number++)
+            finish(test, &queue[number], number);
+        operations += test->depth * count;
     } while (now() < deadline);
     return operations;
 }
@@ -223,9 +237,9 @@ static u64 frames(const struct test *test, u64 *lost)
 static void measure(const char *word, const struct test *test)
 {
     struct queue *queue = test->what[0] == 'p' ? &console : test->what[0] == 's' && test->what[2] == 'n' ? &net[TX]
-                          : starts_with(test->what, "receive") ? &net[RX] : &block;
+                          : starts_with(test->what, "receive") ? &net[RX] : blocks;
     u64 operations, lost = 0, began;
-    u32 notified, interrupted;
+    u32 notified, interrupted, count = queue == blocks ? spread : 1;
 
     if (!queue->device)
         fail("there is no such device", 2);
@@ -242,7 +256,7 @@ static void measure(const char *word, const struct test *test)
 
     deadline = 0;                                   /* one batch, so that every page has been touched */
     if (queue != &net[RX])
-        batches(test, queue);
+        batches(test, queue, count);
     put("begin ");
     while (*word && *word != ' ')
         put_char(*word++);
@@ -251,7 +265,7 @@ static void measure(const char *word, const struct test *test)
     notified = queue->notifications;
     began = now();
     deadline = began + ms * khz;
-    operations = queue == &net[RX] ? frames(test, &lost) : batches(test, queue);
+    operations = queue == &net[RX] ? frames(test, &lost) : batches(test, queue, count);
     began = now() - began;
     put("end ");
     put_number(operations);
@@ -279,13 +293,15 @@ static void measure_all(void)
             khz = next_number(&at);
         if (starts_with(word, "ms="))
             ms = next_number(&at);
+        if (starts_with(word, "spread=") && ((spread = next_number(&at)) == 0 || spread > block_queues))
+            fail("the disks have not so many queues", 2);
         if (*at != ':')
             continue;
         test.size = next_number(&at);
         test.depth = next_number(&at);
         test.interrupts = starts_with(at, ":irq");
         bytes = test.what[0] == 's' && test.what[2] == 'n' ? 4096 : test.size;
-        if (!test.size || !test.depth || test.depth > SLOTS || (u64)bytes * test.depth > POOL / 2)
+        if (!test.size || !test.depth || test.depth > SLOTS || (u64)bytes * test.depth * spread > POOL / 2)
             fail("the sizes are not for this guest", 2);
         measure(word, &test);
     }
@@ -298,18 +314,27 @@ static void measure_all(void)
 
 /* --- Setting up, in ring 0 ---------------------------------------------------------------------------------------- */
 
+static void set_up_disk(struct virtio *device)
+{
+    u32 queues;
+
+    negotiate(device, RING_EVENT_IDX | RING_INDIRECT_DESC | BLOCK_FLUSH | BLOCK_MQ);
+    queues = device->features & BLOCK_MQ ? config(device, BLOCK_NUM_QUEUES) : 1;
+    for (u32 number = 0; number < queues && block_queues < SPREAD; number++)
+        set_up_queue(device, &blocks[block_queues++], number);
+    start(device);
+    sectors = get(device, R_CONFIG) | (u64)get(device, R_CONFIG + 4) << 32;     /* all disks are alike */
+    if (!(device->features & RING_INDIRECT_DESC))
+        fail("no indirect descriptors", 2);
+}
+
 static void set_up_devices(void)
 {
     struct virtio *device;
 
-    if ((device = find(VIRTIO_BLOCK))) {
-        negotiate(device, RING_EVENT_IDX | RING_INDIRECT_DESC | BLOCK_FLUSH);
-        set_up_queue(device, &block, 0);
-        start(device);
-        sectors = get(device, R_CONFIG) | (u64)get(device, R_CONFIG + 4) << 32;
-        if (!(device->features & RING_INDIRECT_DESC))
-            fail("no indirect descriptors", 2);
-    }
+    for (u32 i = 0; i < device_count; i++)
+        if (devices[i].kind == VIRTIO_BLOCK)
+            set_up_disk(&devices[i]);
     if ((device = find(VIRTIO_NET))) {
         negotiate(device, RING_EVENT_IDX | NET_MAC);
         set_up_queue(device, &net[RX], RX);
