@@ -1,7 +1,7 @@
 """Builds the extension module `pyvmm._native._kvm`; setuptools runs it through `cffi_modules` in setup.py.
 
-Imports cffi and ioctl_opt, which only a build needs, and nothing of pyvmm: tables of plain data are run by path. Run
-as a program it writes the module's type stub, _kvm.pyi, to stdout. What the build does:
+Imports cffi and ioctl_opt, which only a build needs, and nothing of pyvmm: tables of plain data and build_common are
+run by path. Run as a program it writes the module's type stub, _kvm.pyi, to stdout. What the build does:
 
 - every request number is `ioctl_opt.IOC(direction, 0xAE, number, sizeof(argument))`, the size from cffi;
 - kvm_abi.h is the cdef, and the same file is compiled; <linux/kvm.h> is not, so that an old one will do;
@@ -11,15 +11,11 @@ as a program it writes the module's type stub, _kvm.pyi, to stdout. What the bui
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import runpy
-import shutil
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ioctl_opt
@@ -41,6 +37,7 @@ int pyvmm_cmpxchg(void *address, int size, uint64_t *expected, const uint64_t *d
 
 ABI = (HERE / "kvm_abi.h").read_text()
 TABLES = runpy.run_path(str(HERE / "requests.py"))
+COMMON = SimpleNamespace(**runpy.run_path(str(HERE / "build_common.py")))
 CONSTANTS = ("constants.py", "exits.py")
 """Modules of pyvmm/kvm whose KVM_ names are constants of the kernel's interface."""
 
@@ -138,21 +135,6 @@ def check_unit(ffi: FFI) -> str:
     return "\n".join(lines)
 
 
-def obstacle() -> str:
-    """Why the module cannot be built here: one line, or "" if nothing is known to be in the way."""
-    if sys.platform != "linux":
-        return f"KVM is part of Linux, and this is {platform.system() or sys.platform}"
-    if platform.machine() not in ("x86_64", "AMD64") or sys.maxsize < 1 << 32:
-        return f"only 64-bit x86 is supported, and this is {platform.machine() or 'unknown'}"
-    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(compiler) is None:
-        return f"there is no C compiler: {compiler} was not found (Debian: apt install gcc; or set CC)"
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    if not header.exists():
-        return f"{header} is missing (Debian: apt install python3-dev)"
-    return ""
-
-
 def ffi_builder() -> FFI:
     """What setuptools builds."""
     layout = abi()
@@ -164,7 +146,6 @@ def ffi_builder() -> FFI:
     text = check_unit(layout)
     if not check.exists() or check.read_text() != text:
         check.write_text(text)
-    strict = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
     builder = FFI()
     builder.cdef(ABI)
     builder.cdef(FUNCTIONS + "".join(f"#define {name} {number}\n" for name, number in numbers.items()))
@@ -175,92 +156,26 @@ def ffi_builder() -> FFI:
         depends=[str(HERE / name) for name in ("kvm_abi.h", "kvm_helper.h", "requests.py")],
         include_dirs=[str(HERE)],
         define_macros=[("PYVMM_KVM_RUN", hex(numbers["KVM_RUN"]))],
-        # A user's odd compiler must not break an installation: warnings are errors in this project's builds alone.
-        extra_compile_args=["-std=gnu11", *(strict if os.environ.get("PYVMM_WERROR") == "1" else [])],
+        extra_compile_args=COMMON.compile_args(),
     )
     return builder
 
 
-STUB_HEAD = '''\
-"""Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from kvm_abi.h and requests.py.
+STUB_DOCSTRING = """\
+Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from kvm_abi.h and requests.py.
 
 A function returns a result that is not negative, or minus an error number; kvm_helper.h says what each does. A
 structure's fields are attributes; kvm_abi.h names the section of the KVM API document that describes it.
 """
 
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar, overload
-
-T = TypeVar("T")
-
-class Array(Generic[T]):
-    """A C array: bounds-checked, without negative indexes."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[T]: ...
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Array[T]: ...
-    @overload
-    def __setitem__(self, index: int, value: T) -> None: ...
-    @overload
-    def __setitem__(self, index: slice, value: Any) -> None: ...
-
-class FFI:
-    """What pyvmm uses of a compiled cffi module's `ffi`."""
-
-    NULL: Any
-    def new(self, cdecl: str, init: Any = ...) -> Any: ...
-    def cast(self, cdecl: str, value: Any) -> Any: ...
-    def sizeof(self, cdecl: Any) -> int: ...
-    def offsetof(self, cdecl: str, *fields: str) -> int: ...
-    def addressof(self, cdata: Any, *fields: str) -> Any: ...
-    def from_buffer(self, cdecl: Any, buffer: Any = ..., require_writable: bool = ...) -> Any: ...
-    def buffer(self, cdata: Any, size: int = ...) -> Any: ...
-    def unpack(self, cdata: Any, length: int) -> Any: ...
-    def memmove(self, to: Any, source: Any, length: int) -> None: ...
-    def release(self, cdata: Any) -> None: ...
-    def typeof(self, cdecl: Any) -> Any: ...
-    def list_types(self) -> tuple[list[str], list[str], list[str]]: ...
-
-'''
-
-
-def _stub_type(kind: Any) -> str:
-    if kind.kind in ("struct", "union"):
-        return str(kind.cname.split()[-1])
-    if kind.kind == "array":
-        return f"Array[{_stub_type(kind.item)}]"
-    return "Any" if kind.kind == "pointer" else "bytes" if kind.cname == "char" else "int"
-
 
 def stub(ffi: FFI) -> str:
     """The text of _kvm.pyi."""
-    lines = ["class Lib:"]
-    for declaration in FUNCTIONS.strip().splitlines():
-        name, parameters = re.fullmatch(r"int (\w+)\((.*)\);", declaration).groups()  # type: ignore[union-attr]
-        typed = [
-            f"{words[-1].lstrip('*')}: {'Any' if '*' in words[-1] else 'int'}"
-            for words in (parameter.split() for parameter in parameters.split(","))
-            if words != ["void"]
-        ]
-        lines.append(f"    def {name}({', '.join(['self', *typed])}) -> int: ...")
-    lines += [f"    {name}: int" for name in request_numbers(ffi)]
-    lines += ["", "ffi: FFI", "lib: Lib", ""]
-    _typedefs, structs, unions = ffi.list_types()
-    for tag, names in (("struct", structs), ("union", unions)):
-        for name in names:
-            lines.append(f"class {name}:")
-            lines += [f"    {field}: {_stub_type(of.type)}" for field, of in ffi.typeof(f"{tag} {name}").fields]
-            lines.append("")
-    return STUB_HEAD + "\n".join(lines[:-1]) + "\n"
+    return str(COMMON.stub(STUB_DOCSTRING, FUNCTIONS, request_numbers(ffi), ffi))
 
 
 if __name__ == "__main__":
     sys.stdout.write(stub(abi()))
 elif __name__ == "__cffi__":
-    # setuptools runs this file for every command. Making an sdist compiles nothing and must work anywhere.
-    if {"sdist", "egg_info"}.isdisjoint(sys.argv) and (problem := obstacle()):
-        raise SystemExit(f"pyvmm: {problem}")
+    COMMON.check_machine()
     ffibuilder = ffi_builder()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyvmm.memory import GuestMemory
+    from pyvmm.virtio.native import NativeQueue
 
 _DESCRIPTOR = Struct("<QIHH")
 _FENCE = Lock()
@@ -64,6 +65,7 @@ class Virtqueue:
                 the descriptor table, the available ring ("driver area") and the used ring ("device area")
     ready       whether it is enabled
     unfinished  whether `chains()` has ended before the queue was empty: the driver will not notify of the rest
+    native      what C needs of this use of the queue, if it was made (pyvmm.virtio.native), or None
     """
 
     __slots__ = (
@@ -84,6 +86,7 @@ class Virtqueue:
         "driver",
         "index",
         "max_size",
+        "native",
         "ready",
         "size",
         "unfinished",
@@ -112,6 +115,7 @@ class Virtqueue:
         self._generation += 1  # so that a chain taken before is not pushed to what comes after
         self._table = self._avail = self._used = self._used_elements = memoryview(b"")
         self._memory: GuestMemory | None = None
+        self.native: NativeQueue | None = None
         self._in_flight = bytearray()
         self._event_idx = self._indirect = self.unfinished = False
         self._next_avail = self._next_used = self._notified = 0

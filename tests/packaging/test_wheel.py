@@ -81,7 +81,7 @@ def test_the_wheel_is_whole_and_holds_nothing_else(distributions: Distributions)
     native = {name for name in names if name.endswith(".so")}
     metadata = {name for name in names if ".dist-info/" in name}
     assert names - metadata - native == modules | images(distributions.sources)
-    assert {Path(name).stem.partition(".")[0] for name in native} == {"_kvm"}
+    assert {Path(name).stem.partition(".")[0] for name in native} == {"_kvm", "_rings"}
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
 
 
@@ -90,11 +90,11 @@ def test_the_wheel_fits_every_later_python(distributions: Distributions) -> None
     assert distributions.wheel.name.startswith("pyvmm_kvm-")
     assert "-cp311-abi3-linux_" in distributions.wheel.name
     with zipfile.ZipFile(distributions.wheel) as archive:
-        assert "pyvmm/_native/_kvm.abi3.so" in archive.namelist()
+        assert {"pyvmm/_native/_kvm.abi3.so", "pyvmm/_native/_rings.abi3.so"} <= set(archive.namelist())
 
 
 def test_the_installed_package_is_the_installed_one(installed: Path) -> None:
-    result = run(installed / "python", "-c", "import pyvmm, pyvmm._native._kvm as m; print(m.__file__)")
+    result = run(installed / "python", "-c", "import pyvmm._native._kvm, pyvmm._native._rings as m; print(m.__file__)")
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).is_relative_to(installed.parent)
 

@@ -198,3 +198,14 @@ def test_the_stub_is_up_to_date(layout):
 def test_the_stub_names_what_the_module_has(layout):
     text = build_kvm.stub(layout)
     assert set(re.findall(r"    def (pyvmm_\w+)", text)) == {name for name in dir(lib) if name.startswith("pyvmm_")}
+
+
+def test_one_module_each_brings_a_compiled_one_to_the_others():
+    """The linter of the layers does not see modules that are no Python."""
+    package = build_kvm.ROOT / "pyvmm"
+    found = {
+        (str(path.relative_to(package)), name)
+        for path in package.rglob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) pyvmm\._native\.(_\w+)", path.read_text(), re.MULTILINE)
+    }
+    assert found == {("kvm/native.py", "_kvm"), ("virtio/native.py", "_rings")}
