@@ -1,147 +1,30 @@
-"""`python -m bench`: measure, print a table, write JSON and a plot.
+"""`python -m bench`: measure everything, print tables, write JSON and plots, and hold it against the bars.
 
-`python -m bench boot` measures booting Linux, `virtio` requests to virtio devices, `share` the files of a 9p share,
-`snapshot` saving and restoring VMs,
-`scale` how costs grow with a VM.
-
-Rounds are interleaved: every round measures each contender once, so that a machine whose speed drifts drifts for all.
-Figures are medians over the rounds, with the least and the greatest; only ratios within one run mean much.
+`python -m bench exits` measures exits, whole processes and memory, `boot` booting Linux, `virtio` requests to virtio
+devices, `share` the files of a 9p share, `snapshot` saving and restoring VMs, `scale` how costs grow with a VM;
+`report` holds what was measured last against the bars. Each of them has `--help`; without one, all run in turn.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 from importlib import import_module
-from pathlib import Path
-from statistics import median
 
-from bench import measure
-from bench.contenders import ROOT, Contender, build, contenders, guest
-from bench.record import write
-
-KINDS = {"outb": "PIO write", "inb": "PIO read", "write": "MMIO write", "read": "MMIO read"}
-TARGETS = {
-    ("whole process", "cpu_ms"): 50.0,
-    ("memory", "beyond_ram_mib"): 25.0,
-    ("PIO write", "user_us"): 5.0,
-}
-"""What pyvmm should stay under, by measurement and figure."""
-
-Samples = dict[tuple[str, str, str], list[float]]
+KINDS = ("exits", "boot", "virtio", "snapshot", "share", "scale", "report")
+"""Modules beside this one, each with a `main`, in the order in which all run."""
 
 
-def run(rounds: int, count: int) -> Samples:
-    """(measurement, contender, figure) to the figures of all rounds."""
-    samples: Samples = {}
-
-    def note(measurement: str, contender: Contender, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            samples.setdefault((measurement, contender.name, name), []).append(value)
-
-    kernel = guest("exits")
-    with tempfile.TemporaryDirectory() as folder:
-        launch = build("launch", Path(folder))
-        found = contenders(kernel, build("floor", Path(folder)))
-        for contender in found:
-            measure.whole_process(launch, contender)  # warms the page cache, and Python's compiled bytecode
-        for number in range(rounds):
-            for contender in found:
-                progress(f"round {number + 1} of {rounds}: {contender.name}")
-                note("whole process", contender, measure.whole_process(launch, contender))
-                for kind, title in KINDS.items():
-                    note(title, contender, measure.exits(launch, contender, kernel, kind, count))
-                note("memory", contender, measure.memory_beyond_ram(contender))
-    progress("")
-    return samples
-
-
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def table(samples: Samples) -> str:
-    """The samples for a reader: a line for each measurement and contender."""
-    lines = [f"{'measurement':16}{'contender':11}{'figure':16}{'median':>10}{'least':>10}{'greatest':>10}  target"]
-    for (measurement, contender, figure), values in sorted(samples.items(), key=_order):
-        target = TARGETS.get((measurement, figure)) if contender == "pyvmm" else None
-        verdict = "" if target is None else f"  {'met' if max(values) < target else 'MISSED'} (< {target:g})"
-        row = f"{median(values):10.2f}{min(values):10.2f}{max(values):10.2f}"
-        lines.append(f"{measurement:16}{contender:11}{figure:16}{row}{verdict}")
-    return "\n".join(lines)
-
-
-def _order(item: tuple[tuple[str, str, str], list[float]]) -> tuple[int, str, str]:
-    (measurement, contender, figure), _ = item
-    order = ["whole process", "memory", *KINDS.values()]
-    return order.index(measurement), figure, contender
-
-
-def plot(samples: Samples, path: Path) -> bool:
-    """Bars of the medians with their spread, as SVG; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    panels = [
-        ("whole process", "cpu_ms", "CPU of the whole process, ms"),
-        ("whole process", "wall_ms", "wall of the whole process, ms"),
-        ("whole process", "peak_mib", "peak memory, MiB"),
-        *[(title, "wall_us", f"wall of a {title}, µs") for title in KINDS.values()],
-        *[(title, "user_us", f"user CPU of a {title}, µs") for title in KINDS.values()],
-        ("memory", "beyond_ram_mib", "memory beyond guest RAM, MiB"),
-    ]
-    figure, axes = plt.subplots(3, 4, figsize=(16, 10), layout="constrained")
-    colours = {"floor": "#9aa0a6", "pyvmm": "#3367d6", "qemu": "#e8710a"}
-    for axis, (measurement, name, title) in zip(axes.flat, panels, strict=True):
-        bars = [(who, samples[measurement, who, name]) for who in colours if (measurement, who, name) in samples]
-        middles = [median(values) for _, values in bars]
-        spread = [
-            [middle - min(values) for middle, (_, values) in zip(middles, bars, strict=True)],
-            [max(values) - middle for middle, (_, values) in zip(middles, bars, strict=True)],
-        ]
-        names = [who for who, _ in bars]
-        drawn = axis.bar(names, middles, yerr=spread, capsize=4, color=[colours[who] for who in names])
-        axis.bar_label(drawn, fmt="%.3g", padding=3)
-        axis.set_title(title, fontsize=11)
-        axis.margins(y=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
-    return True
-
-
-OTHERS = ("boot", "virtio", "share", "snapshot", "scale")
-"""Modules beside this one, each with a `main`."""
-
-
-def main() -> int:
-    if sys.argv[1:2] and sys.argv[1] in OTHERS:
-        return int(import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--exits", type=int, default=100_000, help="exits a measurement (default %(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", metavar="DIR")
-    options = parser.parse_args()
-    if options.rounds < 1 or options.exits < 10:
-        parser.error("at least one round, and at least ten exits")
-    samples = run(options.rounds, options.exits)
-    print(table(samples))
-    figures = {
-        "rounds": options.rounds,
-        "exits": options.exits,
-        "samples": [
-            {"measurement": measurement, "contender": contender, "figure": figure, "values": values}
-            for (measurement, contender, figure), values in samples.items()
-        ],
-    }
-    write(figures, options.output, "bench", lambda path: plot(samples, path))
-    return 0
+def main(arguments: list[str]) -> int:
+    if not arguments:
+        for kind in KINDS:
+            print(f"\n--- {kind}", flush=True)
+            import_module(f"bench.{kind}").main([])
+        return 0
+    if arguments[0] not in KINDS:
+        print(f"{__doc__}\nexpected one of: {' '.join(KINDS)}", file=sys.stderr)
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    return int(import_module(f"bench.{arguments[0]}").main(arguments[1:]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

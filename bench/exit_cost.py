@@ -1,4 +1,4 @@
-"""What one exit to a Python device costs in pyvmm: run by bench/run.py, in a process of its own for each figure.
+"""What one exit to a Python device costs in pyvmm: run by bench/exits.py, in a process of its own for each figure.
 
     exit_cost.py KERNEL KIND COUNT
 
