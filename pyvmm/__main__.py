@@ -3,8 +3,8 @@
 import sys
 
 try:
-    from pyvmm.cli.main import main
+    from pyvmm.cli.main import process
 except KeyboardInterrupt:  # so early that nobody catches signals yet
     sys.exit(130)
 
-sys.exit(main())
+process()

@@ -40,11 +40,11 @@ class Parts(Processors):
     _diagnosis: Diagnosis
     _ended_at: float
     _fd: VmFd | None
-    _guest_closers: list[Callable[[], None]]
     _link: ConsoleLink | None
     _listeners: tuple[Callable[[bytes], None], ...]
     _machine: Machine | None
     _memory: GuestMemory | None
+    _own_closers: list[Callable[[], None]]
     _own: list[tuple[OwnDevice, int | None, int | None, int, int | None]]
     _slots: list[Slot]
     _started_at: float
@@ -166,7 +166,7 @@ class Parts(Processors):
             machine.ports.attach(port, length, device)
         elif gpa is not None:
             machine.mmio.attach(gpa, length, device)
-        self._guest_closers.append(device.close)
+        self._own_closers.append(device.close)
 
     @property
     def console_log(self) -> bytes:

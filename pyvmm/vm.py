@@ -93,9 +93,10 @@ class VM(Endings, GuestParts):
         self._transport = ""
         self._slots: list[Slot] = []
         self._virtio: VirtioDevices | None = None
-        # What to undo at close, last first: the VM's descriptors and memory, and around them the host's side.
-        self._guest_closers: list[Callable[[], None]] = []
+        # What to undo at close, last first: the host's side, own devices, then the VM's descriptors and memory.
         self._host_closers: list[Callable[[], None]] = []
+        self._own_closers: list[Callable[[], None]] = []
+        self._guest_closers: list[Callable[[], None]] = []
         self._hooks = None
         self._own = []
         self._link: ConsoleLink | None = None
@@ -322,10 +323,12 @@ class VM(Endings, GuestParts):
             self._late = False
             self._set_clock()
 
-    def close(self) -> None:
+    def close(self, *, leaving: bool = False) -> None:
         """Stop the VM if it runs and give everything back, in reverse order. A second call does nothing.
 
-        Raises VcpuStuckError, and leaves the VM's descriptors and memory alone, if a vCPU does not come back.
+        With `leaving` the process ends right afterwards, and the VM's descriptors and memory are left for the kernel to
+        take back: in a process that lives on it waits 16 ms for that. Raises VcpuStuckError, and leaves these alone
+        too, if a vCPU does not come back.
         """
         stuck: VcpuStuckError | None = None
         if self.loops and os.getpid() != self._process:
@@ -340,7 +343,9 @@ class VM(Endings, GuestParts):
         failure = close_all(self._host_closers)
         if stuck is not None:
             raise stuck
-        failure = close_all(self._guest_closers) or failure
+        failure = close_all(self._own_closers) or failure
+        if not leaving:
+            failure = close_all(self._guest_closers) or failure
         if failure is not None:
             raise failure
 

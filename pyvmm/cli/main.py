@@ -5,6 +5,8 @@ May import the verbs, each only when it is asked for, and what all of them share
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 
@@ -14,7 +16,7 @@ from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, PyvmmError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Protocol
+    from typing import NoReturn, Protocol
 
     class Verb(Protocol):
         """A module of this package."""
@@ -29,6 +31,25 @@ RUNNING = ("ps", "stop", "kill", "pause", "resume", "inspect", "stat", "logs", "
 VERBS = ("run", "doctor", "image", *RUNNING, "exec", "balloon", "net", "disk", "snapshot", "kconfig")
 STATUS_SIGINT = 128 + 2
 STATUS_SIGPIPE = 128 + 13
+
+
+leaving = False
+"""Whether the process ends as soon as `main` returns: nothing then needs to be given back that the kernel takes."""
+
+
+def process() -> NoReturn:
+    """The command `pyvmm`, a process of its own: `main`, and the end of the process there and then.
+
+    What the interpreter does at its end (taking every module apart, a last look for garbage) the kernel does better.
+    """
+    global leaving
+    leaving = True
+    if sys.argv[1:2] == ["run"]:
+        gc.disable()  # of what a start makes nothing is garbage; `run` enables it when the guest runs
+    status = main()
+    atexit._run_exitfuncs()
+    _drop_unwritten()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,10 +7,12 @@ the guest's console, byte for byte; whatever pyvmm says goes to standard error.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import time
 
 from pyvmm.cli import ending
+from pyvmm.cli import main as process
 from pyvmm.cli.memorylimit import memory_limit
 from pyvmm.cli.options import describe, parse
 from pyvmm.cli.progress import LEVELS, log
@@ -170,6 +172,9 @@ class Run:
         try:
             control = self._listen(vm)
             vm.start()
+            if process.leaving:
+                gc.freeze()
+                gc.enable()
             # A signal that came while the VM started ends it here.
             self.signals.on_end(lambda number: vm.stop(self._signalled()))
             log.info(f"running {self.config.kernel}")
@@ -187,7 +192,7 @@ class Run:
         self._tell(outcome, vm)
         if stuck:
             self._leave(outcome)
-        vm.close()
+        vm.close(leaving=process.leaving)
         return outcome
 
     def _await(self, vm: VM) -> Outcome:

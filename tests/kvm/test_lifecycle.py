@@ -91,6 +91,19 @@ def test_a_thousand_vms_leave_nothing_behind(image):
     churn(image(guests.EXIT_5), 100, 1000)
 
 
+def test_a_process_that_ends_may_leave_memory_and_descriptors_to_the_kernel(image):
+    """And nothing else: the guest stands still, and what is the host's is closed. A later close() does the rest."""
+    fds = footprint()[0]
+    vm = VM(image(guests.SPIN), mem="1M", timeout=LIMIT)
+    vm.start()
+    vm.close(leaving=True)
+    left = [fd for fd in footprint()[0] if fd not in fds]
+    assert any("kvm-vm" in fd for fd in left) and all("kvm" in fd for fd in left)
+    assert vm.exit.reason == "stopped"
+    vm.close()
+    assert footprint()[0] == fds
+
+
 def test_a_failed_start_leaves_nothing_behind(image, tmp_path):
     run(image(guests.EXIT_5))
     before = footprint()[:3:2]

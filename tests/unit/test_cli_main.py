@@ -100,6 +100,18 @@ def test_wrong_usage_of_the_other_verbs_is_one_line(arguments, message):
     assert (done.returncode, done.stdout, lines(done.stderr)) == (2, b"", [f"pyvmm: error: {message}"])
 
 
+def test_the_process_ends_with_its_verb_and_loses_nothing():
+    """What atexit has is called, and what is written then, too, is written; modules are not taken apart."""
+    script = (
+        "import atexit, sys\nfrom pyvmm.cli.main import process\n"
+        "class Last:\n    def __del__(self, write=sys.stderr.write): write('taken apart')\n"
+        "sys.last = Last()\natexit.register(print, 'bye')\nsys.argv = ['pyvmm', '--version']\nprocess()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=LIMIT, env=environment())
+    assert done.returncode == 0 and done.stderr == b""
+    assert done.stdout.startswith(b"pyvmm ") and done.stdout.splitlines()[1:] == [b"bye"]
+
+
 def test_a_kernel_that_is_not_there_is_127(tmp_path):
     """Even without KVM: the dry run loads and does not run."""
     done = pyvmm("run", tmp_path / "nothing", "--dry-run")
