@@ -107,6 +107,8 @@ class KeptConsole(CaptureConsole):
 class CommandRun(Run):
     """One run of one VM for one command."""
 
+    waits = True
+
     def __init__(self, arguments: Arguments, signals: Signals) -> None:
         values: dict[str, Any] = arguments.values
         self.command = arguments.command or []

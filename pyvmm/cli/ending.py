@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 VCPUS_SHOWN = 8
 
 
-def refuse_input(option: str, path: str, config: VmConfig) -> None:
-    """Raises UsageError if `path`, which `option` is about to write, is a file that the VM is made of."""
-    for part in (config.kernel, config.initrd, config.symbols, *(disk.path for disk in config.disks)):
-        if part and os.path.exists(path) and os.path.exists(part) and os.path.samefile(path, part):
-            raise UsageError(f"{option}: {path} is read by this VM and would be overwritten")
-
-
 class ReportFile:
     """The file that says how the run ended, as JSON, in one piece or not at all.
 

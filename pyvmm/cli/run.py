@@ -11,7 +11,6 @@ import gc
 import os
 import time
 
-from pyvmm.cli import ending
 from pyvmm.cli import main as process
 from pyvmm.cli.memorylimit import memory_limit
 from pyvmm.cli.options import describe, parse
@@ -19,12 +18,13 @@ from pyvmm.cli.progress import LEVELS, log
 from pyvmm.cli.runoptions import RUN
 from pyvmm.cli.signals import Signals
 from pyvmm.config import format_size
-from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, PyvmmError, UsageError, VcpuStuckError
+from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, PyvmmError, TimeLimitError, UsageError, VcpuStuckError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pyvmm.cli.ending import ReportFile
     from pyvmm.cli.options import Arguments
     from pyvmm.config import VmConfig
     from pyvmm.control.server import ControlServer
@@ -39,6 +39,8 @@ SLICE = 0.25
 """Seconds between two looks for a signal while output waits for its reader."""
 GRACE = 1.0
 """Seconds without progress after which output that nobody reads is given up, where the run has been cut short."""
+UNNAMED = 0.1
+"""Seconds that a VM without a name runs before other programs are let in: nobody looks for it sooner."""
 STATUS_SIGPIPE = 128 + 13
 CUT_SHORT = ("time-limit", "signal", "quit", "killed")
 AT_ONCE = ("quit", "killed")
@@ -99,6 +101,9 @@ def main(argv: list[str]) -> int:
 class Run:
     """One run of one VM, from its arguments to its exit status. Raises UsageError for what cannot be meant."""
 
+    waits = False
+    """Whether it is the host that has the guest do something: no guest is over then before it has begun."""
+
     def __init__(self, arguments: Arguments, signals: Signals) -> None:
         values: dict[str, Any] = arguments.values
         if "log" in values:
@@ -108,14 +113,18 @@ class Run:
         self.config = self._configure(arguments)
         kind, _, path = values.get("console", "stdio").partition(":")
         if kind == "file":
-            ending.refuse_input("--console", path, self.config)
+            refuse_input("--console", path, self.config)
         self.console = self._make_console(values)
         self.dry = "dry-run" in values
         self.stats = "stats" in values
+        self.report: ReportFile | None = None
         if "report" in values:
-            ending.refuse_input("--report", values["report"], self.config)
-        self.report = ending.ReportFile(values["report"]) if "report" in values else None
+            from pyvmm.cli.ending import ReportFile
+
+            refuse_input("--report", values["report"], self.config)
+            self.report = ReportFile(values["report"])
         self.vm: VM | None = None
+        self._control: ControlServer | None = None
         self._began = time.monotonic()
 
     def _configure(self, arguments: Arguments) -> VmConfig:
@@ -146,17 +155,17 @@ class Run:
             outcome = Outcome("error", status, str(error) or type(error).__name__)
             raise
         finally:
-            if self.report is not None:
-                self.report.write(ending.summary(outcome, self.vm, time.monotonic() - self._began))
+            self._write_report(outcome)
         return outcome.status
 
     def _dry_run(self) -> Outcome:
+        from pyvmm.cli.ending import dry_run_text
         from pyvmm.runloop import Outcome
         from pyvmm.vm import VM
 
         vm = VM(config=self.config)
         try:
-            print(ending.dry_run_text(vm.load(), self.config, vm.slots))
+            print(dry_run_text(vm.load(), self.config, vm.slots))
         finally:
             vm.close()
         return self._judge(Outcome("dry-run", 0, "nothing was run"))
@@ -168,9 +177,9 @@ class Run:
             return self._signalled()
         self._warn_of_memory_limit()
         stuck = ""
-        control: ControlServer | None = None
         try:
-            control = self._listen(vm)
+            if self.config.name or self.waits:
+                self._listen(vm)
             vm.start()
             if process.leaving:
                 gc.freeze()
@@ -186,8 +195,8 @@ class Run:
             self._deliver(outcome)
             outcome = self._judge(outcome)
         finally:
-            if control is not None:
-                control.close()
+            if self._control is not None:
+                self._control.close()
             self.console.close()
         self._tell(outcome, vm)
         if stuck:
@@ -197,6 +206,11 @@ class Run:
 
     def _await(self, vm: VM) -> Outcome:
         """How the run ended, when it has."""
+        if self._control is None:
+            try:
+                return vm.wait(UNNAMED)
+            except TimeLimitError:
+                self._listen(vm)
         return vm.wait()
 
     def _make_vm(self) -> VM:
@@ -205,7 +219,7 @@ class Run:
 
         return VM(config=self.config, console=self.console, say=log.warn)
 
-    def _listen(self, vm: VM) -> ControlServer | None:
+    def _listen(self, vm: VM) -> None:
         """Let other programs talk to the VM. If that cannot be, it is an error where the user has given it a name."""
         from pyvmm.control.server import ControlServer
 
@@ -218,8 +232,8 @@ class Run:
             if self.config.name:
                 raise
             log.info(f"nobody else can talk to this VM: {error}")
-            return None
-        return control
+        else:
+            self._control = control
 
     # --- While it runs -----------------------------------------------------------------------------------------------
 
@@ -250,7 +264,9 @@ class Run:
             self.vm.stop(Outcome("quit", 0, "ended by the escape key"))
 
     def _state(self) -> str:
-        return ending.state_text(self.vm) if self.vm is not None else "the machine does not run yet"
+        from pyvmm.cli.ending import state_text
+
+        return state_text(self.vm) if self.vm is not None else "the machine does not run yet"
 
     # --- When it has ended -------------------------------------------------------------------------------------------
 
@@ -296,7 +312,11 @@ class Run:
         return Outcome("error", error.exit_status, str(error))
 
     def _tell(self, outcome: Outcome, vm: VM) -> None:
-        report = ending.report_text(outcome)
+        report = ""
+        if outcome.report is not None:
+            from pyvmm.cli.ending import report_text
+
+            report = report_text(outcome)
         if outcome.reason in TOLD and (outcome.reason == "error" or not report):
             log.error(outcome.detail)
         else:
@@ -304,16 +324,32 @@ class Run:
         if report and (outcome.reason != "error" or log.debugging):
             log.say(report)
         elif outcome.reason in TOLD and vm.complaints:
-            log.say(ending.complaints_text(vm))
+            from pyvmm.cli.ending import complaints_text
+
+            log.say(complaints_text(vm))
         if self.stats:
-            log.say(ending.stats_text(vm))
+            from pyvmm.cli.ending import stats_text
+
+            log.say(stats_text(vm))
+
+    def _write_report(self, outcome: Outcome) -> None:
+        if self.report is not None:
+            from pyvmm.cli.ending import summary
+
+            self.report.write(summary(outcome, self.vm, time.monotonic() - self._began))
 
     def _leave(self, outcome: Outcome) -> None:
         """End the process around a vCPU that KVM does not give back: nothing may be unmapped under it."""
         log.error("a vCPU does not come back from KVM and is left behind")
-        if self.report is not None:
-            self.report.write(ending.summary(outcome, self.vm, time.monotonic() - self._began))
+        self._write_report(outcome)
         os._exit(outcome.status)
+
+
+def refuse_input(option: str, path: str, config: VmConfig) -> None:
+    """Raises UsageError if `path`, which `option` is about to write, is a file that the VM is made of."""
+    for part in (config.kernel, config.initrd, config.symbols, *(disk.path for disk in config.disks)):
+        if part and os.path.exists(path) and os.path.exists(part) and os.path.samefile(path, part):
+            raise UsageError(f"{option}: {path} is read by this VM and would be overwritten")
 
 
 def make_config(arguments: Arguments) -> VmConfig:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from pyvmm.debug import OOPS, PANIC, WARN
 from pyvmm.debug.hints import HINTS
 
 TYPE_CHECKING = False
@@ -33,8 +34,6 @@ SHOWN = 200
 """Characters kept of a line."""
 WITHDRAWN_AFTER = 100
 """Without time stamps: a kernel that says so many lines after its panic has not panicked."""
-
-PANIC, OOPS, WARN = "panic", "oops", "warn"
 
 _PANIC = b"Kernel panic - not syncing"
 _OOPS = (b"BUG: ", b"kernel BUG at ", b"Oops: ", b"watchdog: BUG: ", b"PANIC: double fault", b"traps: PANIC: ")

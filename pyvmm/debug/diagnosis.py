@@ -1,6 +1,6 @@
 """One VM's diagnosis: reading along on its console, watching its progress, naming what it sees, and judging the end.
 
-Imports consolewatch and watch; the rest of debug, which costs time to load, only when there is something to look into.
+Imports the rest of debug, which costs time to load, only when there is something to read or to look into.
 `vm` feeds it and asks it; see docs/diagnosis.md for the rules as a user meets them.
 """
 
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 
-from pyvmm import layout
-from pyvmm.debug.consolewatch import OOPS, PANIC, WARN, ConsoleWatch
-from pyvmm.debug.watch import OFF, Sample, Watch, verdict
+from pyvmm import layout, threads
+from pyvmm.debug import OOPS, PANIC, WARN
 from pyvmm.errors import STATUS_PANIC, STATUS_STUCK, KvmError, VcpuStuckError
 from pyvmm.kvm.exits import Interrupted
 from pyvmm.runloop import Outcome
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
 
     from pyvmm.boot import LoadedKernel
     from pyvmm.config import VmConfig
+    from pyvmm.debug.consolewatch import Complaint, ConsoleWatch
     from pyvmm.debug.evidence import Reason
     from pyvmm.debug.report import CrashReport
     from pyvmm.debug.state import VcpuState
     from pyvmm.debug.symbols import Source
+    from pyvmm.debug.watch import Sample, Watch
     from pyvmm.kvm.vcpu import VcpuFd
     from pyvmm.kvm.vm import VmFd
     from pyvmm.machine import Machine
@@ -46,6 +47,10 @@ FAILING = {"oops": OOPS, "warn": WARN}
 """What --fail-on takes, and which complaint it means."""
 ENDED_WELL = ("power-off", "reboot", "debug-exit", "quit", "stopped")
 """How a run may have ended for --fail-on to make a failure of it; the other ways are one already."""
+AT_FIRST = 0.05
+"""Seconds that a guest runs before anybody looks on."""
+STOP_WAIT = 4.0
+"""Seconds that `stop()` waits for who looks on."""
 VCPUS_TOLD = 4
 REPORT_LINES = 64
 
@@ -54,7 +59,8 @@ class Diagnosis:
     """What is known about how one VM fares. `say(text)` tells the user; it may block, and is called from any thread."""
 
     def __init__(self, config: VmConfig, say: Callable[[str], None] | None) -> None:
-        self.console = ConsoleWatch()
+        self._console: ConsoleWatch | None = None
+        self._first = threading.Lock()
         self._config = config
         self._say = say or (lambda text: None)
         self._panicked = ""
@@ -62,6 +68,18 @@ class Diagnosis:
         self._source: Source | None = None
         self._loaded: LoadedKernel | None = None
         self._watch: Watch | None = None
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def console(self) -> ConsoleWatch:
+        """What the console has told; made for the first output, or for whoever asks before."""
+        if self._console is None:
+            from pyvmm.debug.consolewatch import ConsoleWatch
+
+            with self._first:
+                self._console = self._console or ConsoleWatch()
+        return self._console
 
     def open(self) -> None:
         """See that what the user named is there. Raises LoadError."""
@@ -88,6 +106,14 @@ class Diagnosis:
         self._fd = fd
         self._machine = machine
         self._memory = memory
+        self._thread = threads.start(threading.Thread(target=self._look_on, name="watch"))
+
+    def _look_on(self) -> None:
+        if self._over.wait(AT_FIRST):
+            return
+        from pyvmm.debug.watch import Watch
+
+        control = self._control
         self._watch = Watch(
             self.console,
             look=self._look,
@@ -100,12 +126,13 @@ class Diagnosis:
             on_waiting=self._waiting,
             on_silent=self._silent,
         )
-        self._watch.start()
+        self._watch.run(self._over)
 
     def stop(self) -> None:
-        """Stop watching."""
-        if self._watch is not None:
-            self._watch.stop()
+        """Return with nobody looking on (or, should the VM not let go of who does, with that thread left behind)."""
+        self._over.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(STOP_WAIT)
 
     # --- Panics --------------------------------------------------------------------------------------------------
 
@@ -142,9 +169,12 @@ class Diagnosis:
 
     def judge(self, outcome: Outcome) -> Outcome:
         """How the run ended in the light of what the guest said. Every vCPU stands still."""
-        self.console.scan(end=True)
-        counts = self.console.counts
-        if outcome.reason in ("reboot", "crash") and (self._panicked or self.console.panic is not None):
+        panic: Complaint | None = None
+        counts: dict[str, int] = {}
+        if self._console is not None:
+            self._console.scan(end=True)
+            panic, counts = self._console.panic, self._console.counts
+        if outcome.reason in ("reboot", "crash") and (self._panicked or panic is not None):
             said = self._panic_text() or self._panicked
             return Outcome("panic", STATUS_PANIC, f"{said}; then {outcome.detail}")
         if outcome.reason == "panic" and self._panic_text():
@@ -241,6 +271,7 @@ class Diagnosis:
 
     def _sample(self, state: VcpuState, vcpu: VcpuFd) -> Sample | None:
         from pyvmm.cpubits import RFLAGS_IF
+        from pyvmm.debug.watch import Sample
         from pyvmm.kvm.constants import KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED
 
         if not state.whole or state.regs is None:
@@ -284,6 +315,7 @@ class Diagnosis:
         """Where each vCPU is and why, a line each."""
         from pyvmm.debug.evidence import Evidence
         from pyvmm.debug.stalls import stall
+        from pyvmm.debug.watch import OFF, verdict
 
         def lines() -> list[str]:
             found = []

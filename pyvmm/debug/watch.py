@@ -1,8 +1,8 @@
 """Whether a guest still makes progress: a thread that looks on, and what it makes of what it sees.
 
-Imports threads; runs over plain callables, so that a test needs neither KVM nor time. While a guest makes exits,
-one look at the exit counters every PERIOD seconds is all that this costs. Only when no exit has come does it let the
-vCPUs stand still for the moment that it takes to read their registers.
+Imports nothing of pyvmm; runs over plain callables, so that a test needs neither KVM nor time. While a guest makes
+exits, one look at the exit counters every PERIOD seconds is all that this costs. Only when no exit has come does it let
+the vCPUs stand still for the moment that it takes to read their registers.
 
 A guest that makes no exits may be computing, idle, or stuck. It is
 
@@ -15,14 +15,12 @@ A loop whose registers change each time may be computing: it is given LOOP_PATIE
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 
-from pyvmm import threads
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Sequence
 
     from pyvmm.debug.consolewatch import ConsoleWatch
@@ -181,30 +179,19 @@ class Watch:
         self._waiting_told = False
         self._panic_looks = 0
         self._samples: list[deque[Sample]] = []
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
 
     @property
     def samples(self) -> list[list[int]]:
         """The values of RIP of each processor since the last exit; for whoever knows that the guest stands still."""
         return [[sample.rip for sample in kept] for kept in self._samples]
 
-    def start(self) -> None:
-        """Watch from a thread of its own until `stop()`."""
+    def run(self, over: threading.Event) -> None:
+        """Watch until `over` is set. The body of a thread."""
         limit = self._limit()
         if limit is not None:
             self.period = max(LEAST_PERIOD, min(self.period, limit / SAMPLES_LEAST))
-        self._thread = threads.start(threading.Thread(target=self._run, name="watch"))
-
-    def stop(self) -> None:
-        """Return with the thread at its end (or, should the VM not let go of it, left behind)."""
-        self._over.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(2 * PERIOD)
-
-    def _run(self) -> None:
         last = time.monotonic()
-        while not self._over.wait(self.period if self._console.panic is None else min(self.period, PANIC_PERIOD)):
+        while not over.wait(self.period if self._console.panic is None else min(self.period, PANIC_PERIOD)):
             now = time.monotonic()
             # A host that was suspended, or too busy to run this thread, has not run the guest either.
             elapsed, last = min(now - last, 2 * self.period), now

@@ -26,6 +26,11 @@ DENIED = {
 }
 """What a plain run may not import: each costs milliseconds (DESIGN of the command line: under 50 ms of CPU)."""
 
+LATER = {
+    *("_socket", "pyvmm.cli.ending", "pyvmm.control.server", "pyvmm.debug.consolewatch", "pyvmm.debug.watch"),
+}
+"""What a guest that says nothing and is over at once has no use for."""
+
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Callable[..., Path]:
@@ -353,10 +358,11 @@ def test_works_from_a_directory_that_is_gone(hello, tmp_path):
     assert (done.returncode, done.stdout) == (7, GREETING)
 
 
-def test_a_plain_run_imports_little(hello):
+def imported_by_running(kernel: Path) -> tuple[bytes, set[str]]:
+    """What the guest writes, and the modules that a plain run of it imports."""
     script = (
         "import sys\nbefore = set(sys.modules)\nfrom pyvmm.cli.main import main\n"
-        f"main(['run', {str(hello)!r}])\nprint(*(set(sys.modules) - before), file=sys.stderr)"
+        f"main(['run', {str(kernel)!r}])\nprint(*(set(sys.modules) - before), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-S", "-c", script],
@@ -364,6 +370,16 @@ def test_a_plain_run_imports_little(hello):
         timeout=LIMIT,
         env=environment(PYTHONPATH=os.pathsep.join(entry for entry in sys.path if entry)),
     )
-    imported = set(done.stderr.decode().split())
-    assert done.stdout == GREETING and "pyvmm.vm" in imported
+    return done.stdout, set(done.stderr.decode().split())
+
+
+def test_a_plain_run_imports_little(hello):
+    written, imported = imported_by_running(hello)
+    assert written == GREETING and "pyvmm.vm" in imported
     assert not imported & DENIED
+
+
+def test_what_a_guest_does_not_use_is_not_imported(guest):
+    written, imported = imported_by_running(guest(guests.EXIT_5))
+    assert written == b"" and "pyvmm.vm" in imported
+    assert not imported & LATER

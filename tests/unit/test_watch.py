@@ -255,13 +255,15 @@ def test_silence_is_told_once_and_only_silence():
 
 
 def test_the_thread_ticks_and_stops():
-    rig = Rig(SPIN, limit=0.2)
-    rig.watch.start()
+    rig, over = Rig(SPIN, limit=0.2), threading.Event()
+    thread = threading.Thread(target=rig.watch.run, args=(over,), daemon=True)
+    thread.start()
     deadline = time.monotonic() + 10
     while not rig.log and time.monotonic() < deadline:
         time.sleep(0.01)
-    rig.watch.stop()
-    assert rig.log[0][0] == "end" and rig.watch._thread is not None and not rig.watch._thread.is_alive()
+    over.set()
+    thread.join(10)
+    assert rig.log[0][0] == "end" and not thread.is_alive()
 
 
 # --- Standing still, on scripted vCPUs ----------------------------------------------------------------------------
