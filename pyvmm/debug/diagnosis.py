@@ -356,7 +356,7 @@ class Diagnosis:
     def _about_console(self) -> str:
         """Why nothing may have been printed; "" where something has, or no Linux kernel is expected to."""
         loaded = self._loaded
-        if self.console.size or loaded is None or loaded.format not in LINUX or loaded.command_line is None:
+        if loaded is None or loaded.format not in LINUX or loaded.command_line is None or self.console.size:
             return ""
         if not _names_console(loaded.command_line):
             return (
