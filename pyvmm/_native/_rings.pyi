@@ -46,6 +46,7 @@ class Lib:
     def pyvmm_wants_interrupt(self, queue: Any) -> int: ...
     def pyvmm_suppress(self, queue: Any) -> None: ...
     def pyvmm_listen(self, queue: Any) -> int: ...
+    def pyvmm_block_serve(self, block: Any, queue: Any, limit: int) -> int: ...
     PYVMM_AVAIL_JUMPS: int
     PYVMM_HEAD_RANGE: int
     PYVMM_HEAD_IN_FLIGHT: int
@@ -62,6 +63,12 @@ class Lib:
     PYVMM_NEXT_RANGE: int
     PYVMM_KINDS: int
     PYVMM_NO_ROOM: int
+    PYVMM_BLOCK_EMPTY: int
+    PYVMM_BLOCK_PYTHON: int
+    PYVMM_BLOCK_TELL: int
+    PYVMM_BLOCK_AGAIN: int
+    PYVMM_BLOCK_BATCH: int
+    PYVMM_BLOCK_ROOM: int
 
 ffi: FFI
 lib: Lib
@@ -69,6 +76,20 @@ lib: Lib
 class iovec:
     iov_base: Any
     iov_len: int
+
+class pyvmm_block:
+    fd: int
+    align: int
+    sectors: int
+    writable: int
+    patience: int
+    others: Any
+    other_count: int
+    window: int
+    served: int
+    chains: Array[pyvmm_chain]
+    used: Array[pyvmm_used]
+    iov: Array[iovec]
 
 class pyvmm_chain:
     head: int

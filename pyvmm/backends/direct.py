@@ -38,6 +38,11 @@ class DirectDisk(RawDisk):
         self._bounce = memoryview(mmap.mmap(-1, BOUNCE))
         self._align = self._alignment()
 
+    @property
+    def straight(self) -> tuple[int, int, int] | None:
+        """As RawDisk's; what is not aligned is for `readv` and `writev`."""
+        return self._fd, self._end // SECTOR * SECTOR, self._align
+
     def _alignment(self) -> int:
         for align in ALIGNMENTS[:-1]:
             try:

@@ -37,6 +37,8 @@ class OverlayDisk:
     durable = True
     """A flush has nothing to do, but the guest may send one: it then behaves as it would on a disk that stays."""
     may_unmap = True
+    straight = None
+    """Which of the two files has a sector is known here alone."""
 
     _base: RawDisk | OverlayDisk
 

@@ -82,6 +82,13 @@ class RawDisk:
             self.physical_block_size = PAGE
         self.size = -(-self._end // SECTOR) * SECTOR
 
+    @property
+    def straight(self) -> tuple[int, int, int] | None:
+        """(descriptor, length, align): where C may read and write by itself. Not where the file's end is in a sector:
+        what is read behind it, and that a write moves it, is for `readv` and `writev`.
+        """
+        return self._fd, self._end // SECTOR * SECTOR, 1
+
     def _length(self) -> int:
         """Bytes that the host says there are."""
         if self._block_device:

@@ -53,6 +53,7 @@ class WriteLog:
         before = memoryview(bytearray(disk.size))
         disk.readv([before], 0)
         self.before = bytes(before)
+        self.straight = None  # what goes past `writev` is not in the log
         self.path, self.size, self.readonly = disk.path, disk.size, disk.readonly
         self.block_size, self.physical_block_size = disk.block_size, disk.physical_block_size
         self.durable, self.may_unmap = disk.durable, disk.may_unmap

@@ -1,8 +1,9 @@
 """The block device: a disk image as the guest's disk (virtio 1.3, 5.2).
 
-Imports block_request, device, chain, spec, state and errors. A request is parsed whole, then executed, then answered:
-one place writes the status byte. Requests are served one after the other on the device's data plane: never is more than
-one in hand, and a flush comes after every write that was answered before it was asked for.
+Imports block_request, blockplane, device, chain, native, spec, state and errors. A request is parsed whole, then
+executed, then answered: one place writes the status byte. Plain reads and writes C does alone, where it may. Requests
+are served one after the other on the device's data plane: never is more than one in hand, and a flush comes after every
+write that was answered before it was asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from struct import Struct
 
 from pyvmm.errors import UsageError
 from pyvmm.state import FLAG, U64, Maybe, StateError
+from pyvmm.virtio import native
 from pyvmm.virtio.block_request import (
     DISCARD_SECTORS,
     DISCARD_SEGMENTS,
@@ -20,6 +22,7 @@ from pyvmm.virtio.block_request import (
     Request,
     parse,
 )
+from pyvmm.virtio.blockplane import EMPTY, FOR_PYTHON, TELL, BlockPlane
 from pyvmm.virtio.chain import pieces
 from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.spec import (
@@ -87,6 +90,12 @@ if TYPE_CHECKING:
         @property
         def may_unmap(self) -> bool:
             """Whether `write_zeroes` can give space back."""
+
+        @property
+        def straight(self) -> tuple[int, int, int] | None:
+            """(descriptor, length, align), or None: reads and writes within the first `length` bytes may go straight to
+            the descriptor, if place, lengths and memory are multiples of `align`. It may change with every call.
+            """
 
         def readv(self, views: Sequence[memoryview], offset: int) -> None: ...
 
@@ -168,6 +177,7 @@ class VirtioBlock(VirtioDevice):
         self._reported: set[int | None] = set()
         self._types: set[int] = set()  # of requests that are served
         self._chosen: bool | None = None  # the cache mode that the driver has written, if it has
+        self._plane = None if native.PROBLEM else BlockPlane()
 
     # --- Features and configuration space -----------------------------------------------------------------------------
 
@@ -213,6 +223,7 @@ class VirtioBlock(VirtioDevice):
     def write_config(self, offset: int, data: bytes) -> None:
         if offset == CONFIG_WRITEBACK and data in (b"\0", b"\1") and self._negotiated(BLK_F_CONFIG_WCE):
             self._chosen = data == b"\1"
+            self._choose_writes()
 
     def activate(self) -> None:
         offered = {BLK_F_DISCARD: BLK_T_DISCARD, BLK_F_WRITE_ZEROES: BLK_T_WRITE_ZEROES}
@@ -220,11 +231,20 @@ class VirtioBlock(VirtioDevice):
         self._types.update(type for feature, type in offered.items() if self._negotiated(feature))
         if self.disk.durable:
             self._types.add(BLK_T_FLUSH)  # also if it was not negotiated: it can only do good
+        self._choose_writes()
+
+    def _choose_writes(self) -> None:
+        """`writeback` may be another now: C may do writes only if no flush belongs to each."""
+        if self._plane is not None:
+            self._plane.set_writable(self.writeback and not self.disk.readonly)
 
     def discard(self) -> None:
         self._chosen = None
+        if self._plane is not None:
+            self._plane.forget_queues()
 
     def restored(self) -> None:
+        self._choose_writes()
         if self._capacity * SECTOR != self.disk.size:
             raise StateError(f"{self.name}: the disk had {self._capacity * SECTOR} bytes, and has {self.disk.size}")
 
@@ -254,21 +274,51 @@ class VirtioBlock(VirtioDevice):
     # --- Serving ------------------------------------------------------------------------------------------------------
 
     def serve(self, queue: Virtqueue) -> None:
+        straight = self.disk.straight if self.native and self.faults is None else None
+        if self._plane is not None and straight is not None:
+            self._plane.set_disk(*straight)
+            self._serve_native(self._plane, queue)
+            return
         for number, chain in enumerate(queue.chains(TURN * queue.size), 1):
-            status, done = BLK_S_OK, 0
-            try:
-                request = parse(chain, self._types, self._capacity, self.disk.readonly)
-                if request.type == BLK_T_FLUSH:
-                    self.tell(queue)  # it takes long: what is done already need not wait for it
-                done = self._execute(request) if self.faults is None else self._execute_or_fail(queue, request)
-            except Refused as refused:
-                status, done = refused.status, refused.done
-            except OSError as error:
-                status = BLK_S_IOERR
-                self._tell_host(error)
-            self._answer(queue, chain, status, done)
+            self._serve_chain(queue, chain)
             if number % TELL_AFTER == 0:
                 self.tell(queue)
+
+    def _serve_native(self, plane: BlockPlane, queue: Virtqueue) -> None:
+        """As the loop above: C does what it can, Python what it leaves."""
+        left = TURN * queue.size
+        queue.unfinished = False
+        plane.set_queues(self.queues, queue)
+        while queue.ready:
+            reason, done = plane.serve(queue, left)
+            left -= done
+            if reason == TELL:
+                self.interrupt(queue)
+            elif reason == EMPTY:
+                return
+            elif reason == FOR_PYTHON:
+                left -= 1
+                chain = queue.pop()
+                if chain is not None:
+                    self._serve_chain(queue, chain)
+                    self.tell(queue)
+            if left <= 0:
+                queue.unfinished = queue.ready
+                return
+
+    def _serve_chain(self, queue: Virtqueue, chain: Chain) -> None:
+        status, done = BLK_S_OK, 0
+        try:
+            request = parse(chain, self._types, self._capacity, self.disk.readonly)
+            if request.type == BLK_T_FLUSH:
+                self.tell(queue)  # it takes long: what is done already need not wait for it
+            done = self._execute(request) if self.faults is None else self._execute_or_fail(queue, request)
+        except Refused as refused:
+            status, done = refused.status, refused.done
+        except OSError as error:
+            status = BLK_S_IOERR
+            self._tell_host(error)
+        self._answer(queue, chain, status, done)
 
     def _answer(self, queue: Virtqueue, chain: Chain, status: int, done: int) -> None:
         """Give `chain` back with `status`, and `done` bytes of data before it written.

@@ -74,6 +74,8 @@ class VirtioDevice(Stateful):
     queue_sizes: Sequence[int] = ()
     faults: Any = None
     """A plan of faults on purpose (`pyvmm.virtio.faults`), or None."""
+    native = True
+    """Whether C may serve the queues, as far as it can (pyvmm.virtio.native); otherwise Python does it all."""
     paused = False
     """Whether queues wait to be served, as in a paused VM. Whoever sets it takes `plane` next; then it is so."""
 
@@ -286,7 +288,12 @@ class VirtioDevice(Stateful):
 
     def tell(self, queue: Virtqueue) -> None:
         """Tell the driver of what was completed, if it wants to know."""
-        if queue.wants_interrupt() and self.notifications is not None:
+        if queue.wants_interrupt():
+            self.interrupt(queue)
+
+    def interrupt(self, queue: Virtqueue) -> None:
+        """Tell the driver, which wants to know."""
+        if self.notifications is not None:
             self.notifications.used_buffer(queue.index)
 
     def fail(self, error: str) -> None:

@@ -12,6 +12,7 @@ class MemoryDisk:
     """A Disk of `sectors`. `calls` has the name of every method called with its numbers; `fails` an errno by name."""
 
     path = "memory"
+    straight = None
 
     def __init__(self, sectors=CAPACITY, readonly=False, durable=True, block_size=512, may_unmap=True):
         self.data = bytearray(b"".join((b"%-15d\n" % number) * 32 for number in range(sectors)))

@@ -211,7 +211,7 @@ def test_data_that_ends_up_elsewhere_is_found(monkeypatch):
 
     monkeypatch.setattr(raw.RawDisk, "writev", hasty)
     fuzzer = Fuzzer(SUBJECTS["block-file"], seed=1)
-    fuzzer.run(lambda: fuzzer.cases < 500 and ("answer",) not in fuzzer.failures)
+    fuzzer.run(lambda: fuzzer.cases < 2000 and ("answer",) not in fuzzer.failures)
     assert "sector" in fuzzer.failures["answer",].text
 
 

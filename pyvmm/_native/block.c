@@ -1,0 +1,218 @@
+#define _GNU_SOURCE
+#include "block.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#define SECTOR 512
+#define BLK_T_IN 0
+#define BLK_T_OUT 1
+#define BLK_S_OK 0
+
+#define PUSH_BYTES (128 << 10) /* moved before the driver sees what is done: for small requests, a batch */
+#define CALL_BYTES (4 << 20)   /* moved in one call: a reset or a pause waits for its end */
+#define WAITS 16               /* for more requests, in one call */
+#define WINDOW_LEAST 4000      /* nanoseconds of such a wait */
+
+struct header {
+    uint32_t type;
+    uint32_t reserved;
+    uint64_t sector;
+};
+
+_Static_assert(sizeof(struct header) == 16, "struct virtio_blk_req up to its data (5.2.6)");
+
+/* What a request moves: `count` buffers, `length` bytes from `offset` of the disk on. */
+struct transfer {
+    struct iovec *iov;
+    int count;
+    int write;
+    uint64_t length;
+    uint64_t offset;
+};
+
+/*
+ * The transfer that `chain` asks for, and where its status goes; NULL if it is not for here. The buffers are cut to
+ * what is data: header and status are the first and last bytes of all, however the driver has put them.
+ */
+static uint8_t *parse(struct pyvmm_block *block, const struct pyvmm_chain *chain, struct transfer *transfer)
+{
+    struct iovec *iov = &block->iov[chain->first];
+    struct iovec *last = &iov[chain->readable + chain->writable - 1];
+    struct header header;
+    uint8_t *status;
+
+    if (!chain->readable || !chain->writable || iov->iov_len < sizeof header)
+        return NULL;
+    memcpy(&header, iov->iov_base, sizeof header);
+    __asm__ volatile("" ::: "memory"); /* the driver may change it: one look */
+    transfer->write = header.type == BLK_T_OUT;
+    if (header.type == BLK_T_IN && chain->readable_length == sizeof header) {
+        transfer->iov = iov + chain->readable;
+        transfer->count = chain->writable;
+        transfer->length = chain->writable_length - 1;
+    } else if (transfer->write && chain->writable_length == 1 && __atomic_load_n(&block->writable, __ATOMIC_ACQUIRE)) {
+        int whole = iov->iov_len == sizeof header;
+
+        iov->iov_base = (uint8_t *)iov->iov_base + sizeof header;
+        iov->iov_len -= sizeof header;
+        transfer->iov = iov + whole;
+        transfer->count = chain->readable - whole;
+        transfer->length = chain->readable_length - sizeof header;
+    } else {
+        return NULL;
+    }
+    if (transfer->length == 0 || transfer->length % SECTOR || header.sector > block->sectors ||
+        transfer->length / SECTOR > block->sectors - header.sector)
+        return NULL;
+    transfer->offset = header.sector * SECTOR;
+    status = (uint8_t *)last->iov_base + last->iov_len - 1;
+    last->iov_len--;
+    if (!transfer->write && !last->iov_len)
+        transfer->count--;
+    return status;
+}
+
+static int aligned(const struct transfer *transfer, uint32_t align)
+{
+    uint64_t bits = transfer->offset;
+
+    for (int number = 0; number < transfer->count; number++)
+        bits |= (uintptr_t)transfer->iov[number].iov_base | transfer->iov[number].iov_len;
+    return bits % align == 0;
+}
+
+/* Have it done, however many calls the host wants for it; 0 if it cannot be done here. */
+static int move(int fd, struct transfer *transfer)
+{
+    struct iovec *iov = transfer->iov;
+    int count = transfer->count;
+    uint64_t left = transfer->length;
+    uint64_t offset = transfer->offset;
+
+    for (;;) {
+        ssize_t done = transfer->write ? pwritev(fd, iov, count, (off_t)offset) : preadv(fd, iov, count, (off_t)offset);
+
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return 0;
+        left -= (uint64_t)done;
+        if (left == 0)
+            return 1;
+        offset += (uint64_t)done;
+        while ((size_t)done >= iov->iov_len) {
+            done -= (ssize_t)iov->iov_len;
+            iov++;
+            count--;
+        }
+        iov->iov_base = (uint8_t *)iov->iov_base + done;
+        iov->iov_len -= (size_t)done;
+    }
+}
+
+static uint64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+static int has_more(const struct pyvmm_queue *queue)
+{
+    return __atomic_load_n(&queue->avail[1], __ATOMIC_ACQUIRE) != queue->next_avail;
+}
+
+/*
+ * Whether another request comes soon: a driver that is busy need not notify then, which costs it an exit. The wait gets
+ * longer where it has been worth while and shorter where it has not; no other queue waits for it.
+ */
+static int comes_soon(struct pyvmm_block *block, const struct pyvmm_queue *queue)
+{
+    uint64_t until;
+
+    if (block->patience == 0)
+        return 0;
+    if (block->window < WINDOW_LEAST)
+        block->window = WINDOW_LEAST;
+    until = now() + block->window;
+    do {
+        for (int look = 0; look < 32; look++) {
+            if (has_more(queue)) {
+                block->window = block->window * 2 < block->patience ? block->window * 2 : block->patience;
+                return 1;
+            }
+            __builtin_ia32_pause();
+        }
+        for (uint32_t number = 0; number < block->other_count; number++)
+            if (has_more(block->others[number]))
+                return 0;
+    } while (now() < until);
+    block->window /= 2;
+    return 0;
+}
+
+/* Serve a batch; how many bytes were moved. `*result` is EMPTY, PYTHON, TELL, or AGAIN: there may be more. */
+static uint64_t batch(struct pyvmm_block *block, struct pyvmm_queue *queue, int limit, int *result)
+{
+    int count = pyvmm_pop(queue, block->chains, limit, block->iov, PYVMM_BLOCK_ROOM);
+    uint64_t moved = 0;
+    int done = 0;
+
+    if (count <= 0) {
+        *result = count < 0 ? PYVMM_BLOCK_PYTHON : PYVMM_BLOCK_EMPTY;
+        return 0;
+    }
+    *result = PYVMM_BLOCK_AGAIN;
+    while (done < count && moved < PUSH_BYTES) {
+        const struct pyvmm_chain *chain = &block->chains[done];
+        struct transfer transfer;
+        uint8_t *status = parse(block, chain, &transfer);
+
+        if (!status || (block->align > 1 && !aligned(&transfer, block->align)) || !move(block->fd, &transfer)) {
+            *result = PYVMM_BLOCK_PYTHON;
+            break;
+        }
+        *status = BLK_S_OK;
+        block->used[done].id = chain->head;
+        block->used[done].length = transfer.write ? 1 : (uint32_t)(transfer.length + 1);
+        moved += transfer.length;
+        done++;
+    }
+    pyvmm_unpop(queue, block->chains + done, count - done);
+    if (done)
+        pyvmm_push(queue, block->used, done);
+    block->served += done;
+    return moved;
+}
+
+int pyvmm_block_serve(struct pyvmm_block *block, struct pyvmm_queue *queue, int limit)
+{
+    uint64_t moved = 0;
+    int waits = 0;
+    int result;
+
+    block->served = 0;
+    pyvmm_suppress(queue);
+    while (block->served < limit && moved < CALL_BYTES && waits < WAITS) {
+        int room = limit - block->served;
+
+        moved += batch(block, queue, room < PYVMM_BLOCK_BATCH ? room : PYVMM_BLOCK_BATCH, &result);
+        if (result == PYVMM_BLOCK_PYTHON)
+            return result;
+        if (pyvmm_wants_interrupt(queue))
+            return PYVMM_BLOCK_TELL;
+        if (result != PYVMM_BLOCK_EMPTY)
+            continue;
+        waits++;
+        if (!comes_soon(block, queue)) {
+            if (!pyvmm_listen(queue))
+                return result;
+            pyvmm_suppress(queue);
+        }
+    }
+    return PYVMM_BLOCK_AGAIN;
+}
