@@ -47,6 +47,8 @@ class Lib:
     def pyvmm_suppress(self, queue: Any) -> None: ...
     def pyvmm_listen(self, queue: Any) -> int: ...
     def pyvmm_block_serve(self, block: Any, queue: Any, limit: int) -> int: ...
+    def pyvmm_net_transmit(self, net: Any, queue: Any, frames: Any, budget: int) -> int: ...
+    def pyvmm_net_receive(self, net: Any, queue: Any, frames: Any, budget: int) -> int: ...
     PYVMM_AVAIL_JUMPS: int
     PYVMM_HEAD_RANGE: int
     PYVMM_HEAD_IN_FLIGHT: int
@@ -69,6 +71,16 @@ class Lib:
     PYVMM_BLOCK_AGAIN: int
     PYVMM_BLOCK_BATCH: int
     PYVMM_BLOCK_ROOM: int
+    PYVMM_NET_BATCH: int
+    PYVMM_NET_IOVECS: int
+    PYVMM_NET_NO_CHAIN: int
+    PYVMM_NET_NO_FRAME: int
+    PYVMM_NET_FULL: int
+    PYVMM_NET_MORE: int
+    PYVMM_NET_PYTHON: int
+    PYVMM_NET_ALL: int
+    PYVMM_NET_OWN: int
+    PYVMM_NET_BROADCAST: int
 
 ffi: FFI
 lib: Lib
@@ -98,6 +110,35 @@ class pyvmm_chain:
     first: int
     readable_length: int
     writable_length: int
+
+class pyvmm_frames:
+    fd: int
+    failure: int
+    stream: int
+    header: int
+    buffer: Any
+    size: int
+    start: int
+    end: int
+    sent: int
+
+class pyvmm_net:
+    station: Array[int]
+    source: Array[int]
+    check_source: int
+    wanted: int
+    mergeable: int
+    longest: int
+    moved: int
+    head: int
+    frame: int
+    length: int
+    stage: Any
+    stage_size: int
+    ends: Array[int]
+    chains: Array[pyvmm_chain]
+    used: Array[pyvmm_used]
+    iov: Array[iovec]
 
 class pyvmm_queue:
     regions: Any

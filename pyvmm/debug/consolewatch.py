@@ -1,7 +1,8 @@
 """Reading along on the guest's console: a Linux kernel's panics, oopses, warnings and telling last words.
 
 Imports hints. Guests write byte by byte, each byte an exit, so `feed` only puts bytes aside; they are looked at when
-some have come together, when somebody asks, and at the end. Everything kept is bounded, whatever a guest writes.
+some have come together, when somebody asks, and at the end. Much of a program's output is passed over at one look, not
+line by line. Everything kept is bounded, whatever a guest writes.
 
 A kernel's line begins with a time stamp where CONFIG_PRINTK_TIME is on. That tells it from what programs write to the
 same console; without time stamps nothing does, and only a line's beginning counts. Message formats: Linux
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 LOG = 64 << 10
 """Bytes of output kept; they are taken from what is looked at anyway."""
 GATHER = 512
-"""Pieces of output put aside before they are looked at."""
+"""Pieces of output put aside before they are looked at, and bytes of one that is looked at when it comes."""
 LINE = 1024
 """Bytes of a line that are looked at together: a longer one is several."""
 KEPT_LINES = 48
@@ -47,6 +48,22 @@ _INIT = (b"Run ", b" as init process")
 _BANNER = b"Linux version "
 _OFFSET = b"Kernel Offset: 0x"
 _MARKERS = (_PANIC, *_OOPS, *_WARN, _DIE, _CUT, _END, _INIT[1], _BANNER, _OFFSET)
+_SIGNS = (
+    *(b"BUG", b"Oops: ", b"PANIC: ", b"INFO: ", b"WARNING: ", b"Kernel ", b"System ", b" [#", b"-[ ", b"init process"),
+    *(
+        b"Linux version ",
+        b" for root",
+        b"VFS: ",
+        b"compress",
+        b"no cpio magic",
+        b"failed",
+        b"working init",
+        b"(error -",
+    ),
+    *(b"unable to ", b"Attempted to kill init!", b"Out of memory", b"ran out of input", b"data is corrupt"),
+    *(b"crc error", b"NULL pointer dereference", b"IO-APIC + timer", b"soft lockup"),
+)
+"""One of them is in every marker and in every hint's message: there are fewer of them to look for."""
 _EARLY = (
     b"early console",
     b"Decompressing Linux",
@@ -114,7 +131,7 @@ class ConsoleWatch:
         """Output of the guest."""
         # A deque's own operations are atomic, and pieces are mostly the one-byte constants of the serial port.
         self._chunks.append(data)
-        if len(self._chunks) >= GATHER:
+        if len(self._chunks) >= GATHER or len(data) >= GATHER:
             self.scan()
 
     def scan(self, end: bool = False) -> None:
@@ -150,11 +167,24 @@ class ConsoleWatch:
     # --- With the lock held ------------------------------------------------------------------------------------
 
     def _look(self, text: bytes) -> None:
+        if self._says_nothing(text):
+            return
         told = any(marker in text for marker in _MARKERS)
         hints = [hint for hint in HINTS if hint.message in text]
         for line in text.splitlines():
             for at in range(0, len(line), LINE):
                 self._line(line[at : at + LINE], told, hints)
+
+    def _says_nothing(self, text: bytes) -> bool:
+        """Whether no line of `text` changes anything: a program's text, and programs are known to have written."""
+        if self.waiting is not None or self.panic is not None or self._open is not None or self._cut is not None:
+            return False
+        if not self.user_space and (self._init or self._stamped is not False):
+            return False
+        if not self._stamped and any(sign in text for sign in _SIGNS):
+            return False
+        # Without signs a stamp still tells that there are some, which is known where the kernel has said its name.
+        return self._stamped is False or not without_stamp(text)[0]
 
     def _line(self, raw: bytes, told: bool, hints: list[Hint]) -> None:
         if not raw.strip():

@@ -1,8 +1,9 @@
 """The network device: Ethernet frames between a driver and whatever its back-end is (virtio 1.3, 5.1).
 
-Imports device, its own parts (netbuffers, netfeatures, netfilter, netheader), spec, state and errors. A frame from the
-driver is copied once, then judged and sent. One from outside is read only when there is a receive buffer for it: while
-the driver gives none, frames wait outside, where whoever sends them is slowed down.
+Imports device, its own parts (netbuffers, netfeatures, netfilter, netheader, netplane), spec, state and errors. A
+frame from the driver is copied once, then judged and sent. One from outside is read only when there is a receive buffer
+for it: while the driver gives none, frames wait outside, where whoever sends them is slowed down. Where the back-end
+lets it, C moves plain frames, and what is here sees the others.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from struct import Struct
 from pyvmm.errors import BackendError, UsageError
 from pyvmm.state import FLAG, Bytes
 from pyvmm.virtio.device import VirtioDevice
+from pyvmm.virtio.native import PROBLEM
 from pyvmm.virtio.netbuffers import ReceiveBuffers
 from pyvmm.virtio.netfeatures import guest_offloads, offered, valid
 from pyvmm.virtio.netfilter import ADDRESS, COMMAND_LIMIT, MAC, ReceiveFilter
 from pyvmm.virtio.netheader import PLAIN, received, transmitted
+from pyvmm.virtio.netplane import FULL, MORE, NO_CHAIN, NO_FRAME, NetPlane
 from pyvmm.virtio.spec import (
     ID_NET,
     NET_CTRL_ERR,
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from pyvmm.backends.net import Frames
+    from pyvmm.backends.net import Direct, Frames
     from pyvmm.virtio.chain import Chain
     from pyvmm.virtio.queue import Virtqueue
 
@@ -102,11 +105,15 @@ class VirtioNet(VirtioDevice):
         self._gone = False  # the back-end
         self._unplugged = False
         self._unsent: tuple[Chain | None, memoryview] | None = None  # what the back-end had no room for
+        has_direct = not PROBLEM and getattr(backend, "direct", None) is not None
+        self._plane = NetPlane(header=bool(self._header)) if has_direct else None
+        self._idle: Callable[[], None] | None = getattr(backend, "idle", None)
         self._forget_driver()
 
     def _forget_driver(self) -> None:
         self._filter = ReceiveFilter(self._mac)
         self._buffers = ReceiveBuffers()
+        self._untaken = False  # C has left at least one in the queue
         self._held: memoryview | None = None  # a received frame that does not fit into those, and until when
         self._held_until = 0.0
         self._more = False  # a turn is over, and there may be more to move
@@ -203,7 +210,7 @@ class VirtioNet(VirtioDevice):
     def sources(self) -> Sequence[tuple[int, int]]:
         """The back-end, for input only while there is a buffer for it, for output only while a frame waits."""
         events = select.POLLOUT if self._unsent is not None else 0
-        if self._unplugged or (self._buffers and self._held is None):
+        if self._unplugged or ((self._buffers or self._untaken) and self._held is None):
             events |= select.POLLIN
         fd = self._backend.fileno() if events and not self._gone else -1
         return ((fd, events),) if fd >= 0 else ()
@@ -245,22 +252,39 @@ class VirtioNet(VirtioDevice):
     # --- Transmission (5.1.6.2) ---------------------------------------------------------------------------------------
 
     def _transmit(self, queue: Virtqueue) -> None:
-        if self._unsent is not None:
-            chain, frame = self._unsent
-            if not self._send(queue, chain, frame):
-                return
+        if self._unsent is not None and not self._send(queue, *self._unsent):
+            return
         left = BUDGET
-        for chain in queue.chains():
-            judged = self._frame(queue, chain)
-            if isinstance(judged, str):
-                self.counts[judged] += 1
-                self.complete(queue, chain)
-            elif not self._send(queue, chain, judged):
+        while left and (direct := self._direct(queue)) is not None:
+            left -= 1
+            end = self._transmit_natively(queue, direct)
+            if end == NO_CHAIN or (end == FULL and not direct.failure):
+                return
+            if end == MORE:
+                left = 0
+            elif end == FULL:
+                assert self._unsent is not None
+                if not self._send(queue, *self._unsent):  # which finds out what is wrong
+                    return
+            elif (chain := queue.pop()) is not None and not self._transmit_one(queue, chain):
+                return
+        for chain in queue.chains() if left else ():
+            if not self._transmit_one(queue, chain):
                 return
             left -= 1
             if not left:
-                self._more = True
-                return
+                break
+        if not left:
+            self._more = True
+
+    def _transmit_one(self, queue: Virtqueue, chain: Chain) -> bool:
+        """Send the frame in `chain`, or drop it; False if the back-end is full."""
+        judged = self._frame(queue, chain)
+        if not isinstance(judged, str):
+            return self._send(queue, chain, judged)
+        self.counts[judged] += 1
+        self.complete(queue, chain)
+        return True
 
     def _send(self, queue: Virtqueue, chain: Chain | None, frame: memoryview) -> bool:
         """Send `frame` and give `chain` back; False if the back-end is full and both wait for it."""
@@ -303,24 +327,70 @@ class VirtioNet(VirtioDevice):
             return frame
         return frame[: fault.amount if fault.kind == "short" and fault.amount >= ETHERNET else 0]
 
+    # --- By C ---------------------------------------------------------------------------------------------------------
+
+    def _direct(self, queue: Virtqueue) -> Direct | None:
+        """What C may read and write now; None where every frame has to be seen by the Python path."""
+        if self._plane is None or not self.native or self.faults is not None or not self.link or not queue.ready:
+            return None
+        direct: Direct | None = self._backend.direct  # type: ignore[attr-defined]
+        if direct is not None:
+            self._plane.settle(
+                self._filter,
+                self._mac,
+                check=not self._spoof,
+                mergeable=bool(self.features >> NET_F_MRG_RXBUF & 1),
+                longest=MAX_FRAME if self._mtu is None or not self.features >> NET_F_MTU & 1 else self._mtu + ETHERNET,
+            )
+        return direct
+
+    def _transmit_natively(self, queue: Virtqueue, direct: Direct) -> int:
+        assert self._plane is not None
+        end = self._plane.transmit(queue, direct)
+        self.counts["transmitted"] += self._plane.moved
+        if end == FULL:
+            self._unsent = self._plane.in_hand(queue)
+        return end
+
+    def _receive_natively(self, queue: Virtqueue, direct: Direct) -> int:
+        assert self._plane is not None
+        end = self._plane.receive(queue, direct)
+        self.counts["received"] += self._plane.moved
+        self._untaken = end == NO_FRAME
+        if self._untaken and self._idle is not None:
+            self._idle()
+        return end
+
     # --- Reception (5.1.6.4) ------------------------------------------------------------------------------------------
 
     def _receive(self, queue: Virtqueue) -> None:
+        self._untaken = False
         if not queue.ready:
             self._buffers, self._held = ReceiveBuffers(), None
         for _ in range(BUDGET):
-            if self._gone or not (self._unplugged or self._buffers or self._buffers.take(queue)):
-                return
-            if not self._unplugged and not self._buffers:
-                continue
-            try:
-                frame = self._held or self._backend.receive()
-            except BackendError as error:
-                self._lose(error)
-                return
-            if frame is None or not self._deliver(queue, frame):
+            direct = self._direct(queue) if self._held is None else None
+            if direct is not None and self._buffers.untake(queue):
+                end = self._receive_natively(queue, direct)
+                if end in (NO_CHAIN, NO_FRAME):
+                    return
+                if end == MORE:
+                    break
+            if not self._receive_one(queue):
                 return
         self._more = True
+
+    def _receive_one(self, queue: Virtqueue) -> bool:
+        """Give the driver a frame, or drop it; False if there is none, or nowhere to put it."""
+        if self._gone or not (self._unplugged or self._buffers or self._buffers.take(queue)):
+            return False
+        if not self._unplugged and not self._buffers:
+            return True
+        try:
+            frame = self._held or self._backend.receive()
+        except BackendError as error:
+            self._lose(error)
+            return False
+        return frame is not None and self._deliver(queue, frame)
 
     def _deliver(self, queue: Virtqueue, frame: memoryview) -> bool:
         """Give the driver `frame`, or drop it; False if it is held until there are more buffers."""

@@ -22,10 +22,11 @@ class ReceiveBuffers:
     room    bytes that they hold together
     """
 
-    __slots__ = ("_chains", "room")
+    __slots__ = ("_chains", "_gap", "room")
 
     def __init__(self) -> None:
         self._chains: list[Chain] = []
+        self._gap = False  # whether one was given back that was taken after one of these
         self.room = 0
 
     def __len__(self) -> int:
@@ -46,10 +47,19 @@ class ReceiveBuffers:
                 return False
         if chain.writable_length < NET_HDR_LENGTH:
             queue.push(chain)
+            self._gap = bool(self._chains)
             return True
         queue.suppress()
         self._chains.append(chain)
         self.room += chain.writable_length
+        return True
+
+    def untake(self, queue: Virtqueue) -> bool:
+        """Leave them all to whoever takes them next; False, and nothing done, if they are not the last ones taken."""
+        if self._gap and self._chains:
+            return False
+        queue.untake(self._chains)
+        self._chains, self._gap, self.room = [], False, 0
         return True
 
     def fill(self, header: bytes, payload: memoryview) -> list[tuple[Chain, int]]:

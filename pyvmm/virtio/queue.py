@@ -33,7 +33,7 @@ from pyvmm.virtio.spec import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pyvmm.memory import GuestMemory
     from pyvmm.virtio.native import NativeQueue
@@ -274,6 +274,17 @@ class Virtqueue:
             return memory.read(gpa, length)
         except GuestMemoryError:
             raise QueueError(f"queue {self.index}: indirect table at {gpa:#x}+{length:#x} is not in RAM") from None
+
+    def taken(self, head: int) -> Chain:
+        """The chain that C has taken and has done with, but for giving it back: its buffers are not among it."""
+        return Chain(head, [], [], self._generation)
+
+    def untake(self, chains: Sequence[Chain]) -> None:
+        """Make `chains`, which are the last ones that were taken, available again."""
+        current = self._generation if self.ready else -1
+        for chain in chains:
+            if chain.give_back() and chain.generation == current:
+                self._in_flight[chain.head], self._next_avail = 0, (self._next_avail - 1) & 0xFFFF
 
     # --- Giving them back ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm.debug import consolewatch
 from pyvmm.debug.consolewatch import KEPT_COMPLAINTS, KEPT_LINES, LINE, SHOWN, ConsoleWatch, without_stamp
 from pyvmm.debug.hints import HINTS
 
@@ -225,6 +226,52 @@ def test_where_output_is_cut_does_not_matter(text, cuts):
         at += size
     parts.scan(end=True)
     assert [(c.kind, c.lines) for c in parts.complaints] == [(c.kind, c.lines) for c in whole.complaints]
+
+
+def test_every_marker_and_hint_has_one_of_the_signs_that_are_looked_for_first():
+    for text in (*consolewatch._MARKERS, *(hint.message for hint in HINTS)):
+        assert any(sign in text for sign in consolewatch._SIGNS), text
+
+
+class LineByLine(ConsoleWatch):
+    def _says_nothing(self, text: bytes) -> bool:
+        return False
+
+
+LINES = [
+    *(line for text in (BANNER, NO_ROOT, OOPS, WARNING) for line in text.splitlines()),
+    *("Run /init as init process", "hello", "/ # ", "", " \t", "[OK] done", "No EFI", "Decompressing Linux... done."),
+    *(hint.message.decode() for hint in HINTS[::5]),
+]
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.tuples(st.booleans(), st.sampled_from(LINES)), max_size=12), st.integers(0, 150)),
+        max_size=8,
+    )
+)
+def test_what_is_passed_over_at_one_look_would_have_changed_nothing(pieces):
+    quick, thorough = ConsoleWatch(), LineByLine()
+    for lines, dull in pieces:
+        text = "".join(f"[    1.000000] {line}\n" if is_stamped else f"{line}\n" for is_stamped, line in lines)
+        for watch in (quick, thorough):
+            watch.feed((text + "words of a program\n" * dull).encode())
+            watch.scan()
+            watch.scan()
+    for watch in (quick, thorough):
+        watch.complaints = [(c.kind, c.lines, c.standing_lines) for c in watch.complaints]  # type: ignore[misc]
+        watch._lock = watch.panic = None if watch.panic is None else watch.panic.text  # type: ignore[assignment]
+        watch._open = None if watch._open is None else watch._open.lines  # type: ignore[assignment]
+        watch._init &= not watch._stamped  # nobody asks then
+    assert vars(quick) == vars(thorough)
+
+
+def test_much_output_of_a_program_costs_little():
+    watch = heard(stamped(BANNER), "hello\n")
+    piece = b"the quick brown fox: jumps over INFO: the [lazy] dog, WARNING: of the compressed data\n" * 800
+    best = min(_time(watch, [piece] * 10) for _ in range(5))
+    assert best / len(piece) / 10 < 20e-9, "line by line it is 40 ns a byte or more; this is for gross mistakes only"
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,27 @@ if TYPE_CHECKING:
         def close(self) -> None:
             """Give everything back; a second call does nothing."""
 
+    class Direct(Protocol):
+        """What a back-end lends to C, which then does the work of `receive` and `send` for many frames at once.
+
+        A back-end that lets C do so has it as its attribute `direct`, which may be None and may change. It goes on
+        where C has stopped, as C goes on where it is.
+
+        stream      each frame follows its length, on a socket; otherwise one read or write is one frame
+        buffer      what was read; of it `start` to `end` has not been handed out
+        sent        bytes sent of the frame that is to be offered again
+        failure     errno of what went wrong in C, or 0: the next call raises what it would have raised
+        """
+
+        stream: bool
+        buffer: bytearray
+        start: int
+        end: int
+        sent: int
+        failure: int
+
+        def fileno(self) -> int: ...
+
 
 MAC_LENGTH = 6
 MAX_FRAME = 65589

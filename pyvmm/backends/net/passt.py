@@ -124,6 +124,11 @@ class Passt:
         """Our end of the socket, or -1."""
         return self._stream.socket.fileno() if self._stream is not None else -1
 
+    @property
+    def direct(self) -> FrameStream | None:
+        """C may read and write frames here, until passt has ended."""
+        return self._stream
+
     def offloads(self, checksum: bool, tso4: bool, tso6: bool, ecn: bool) -> None:
         """passt takes and gives whole frames."""
 
@@ -136,8 +141,16 @@ class Passt:
         except BackendError as error:
             raise self._gone(error) from None
         if frame is None:
-            self._listen()
+            self.idle()
         return frame
+
+    def idle(self) -> None:
+        """No frame has come: keep the last of what passt complains of."""
+        try:
+            while data := os.read(self._complaints, 65536):
+                self._said = (self._said + data)[-KEPT:]
+        except BlockingIOError:
+            pass
 
     def send(self, frame: memoryview) -> bool:
         """Send a frame, or False for it to be offered again. Raises BackendError as `receive()` does."""
@@ -166,14 +179,6 @@ class Passt:
 
     # --- The end of it ------------------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        """Keep the last of what passt complains of."""
-        try:
-            while data := os.read(self._complaints, 65536):
-                self._said = (self._said + data)[-KEPT:]
-        except BlockingIOError:
-            pass
-
     def _reap(self) -> int | None:
         """Its wait status if it has ended; -1 if that is not known."""
         if self._pid < 0:
@@ -197,7 +202,7 @@ class Passt:
 
     def _end_of(self, status: int) -> str:
         """How passt ended, what it said last and what that means, in one line."""
-        self._listen()
+        self.idle()
         lines = [line for line in self._said.decode(errors="replace").splitlines() if not _NOISE.fullmatch(line)]
         said = "; ".join(line.strip() for line in lines[-4:])
         hints = [hint for part, hint in _HINTS if part in said][:1]

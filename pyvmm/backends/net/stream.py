@@ -5,6 +5,8 @@ Imports its package and errors.
 
 from __future__ import annotations
 
+import os
+
 from pyvmm.backends.net import MAX_FRAME, MIN_FRAME
 from pyvmm.errors import BackendError
 
@@ -19,17 +21,26 @@ BUFFER = 256 << 10
 
 
 class FrameStream:
-    """Both ends of it are alike. `socket` is non-blocking from now on and stays the caller's to close."""
+    """Both ends of it are alike. `socket` is non-blocking from now on and stays the caller's to close.
 
-    __slots__ = ("_buffer", "_end", "_sent", "_start", "_view", "socket")
+    The other attributes are for C, see `pyvmm.backends.net.Direct`.
+    """
+
+    __slots__ = ("_view", "buffer", "end", "failure", "sent", "socket", "start", "stream")
 
     def __init__(self, socket: socket.socket) -> None:
         socket.setblocking(False)
         self.socket = socket
-        self._buffer = bytearray(BUFFER)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0  # of what was read and not handed out
-        self._sent = 0  # bytes of the frame in hand, prefix included, that have been sent
+        self.stream = True
+        self.buffer = bytearray(BUFFER)
+        self._view = memoryview(self.buffer)
+        self.start = self.end = 0  # of what was read and not handed out
+        self.sent = 0  # bytes of the frame in hand, prefix included, that have been sent
+        self.failure = 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor, or -1 once it is closed."""
+        return self.socket.fileno()
 
     def receive(self) -> memoryview | None:
         """The next frame, valid until the next call; None if it has not come yet.
@@ -37,34 +48,35 @@ class FrameStream:
         Raises BackendError: the other side has gone, or says a length that no frame has.
         """
         while True:
-            start, waiting = self._start, self._end - self._start
+            start, waiting = self.start, self.end - self.start
             if waiting >= PREFIX:
-                length = int.from_bytes(self._buffer[start : start + PREFIX], "big")
+                length = int.from_bytes(self.buffer[start : start + PREFIX], "big")
                 if not MIN_FRAME <= length <= MAX_FRAME:
                     raise BackendError(f"a frame of {length} bytes (expected {MIN_FRAME} to {MAX_FRAME})")
                 if waiting >= PREFIX + length:
-                    self._start = start + PREFIX + length
-                    return self._view[start + PREFIX : self._start]
+                    self.start = start + PREFIX + length
+                    return self._view[start + PREFIX : self.start]
             if not self._read():
                 return None
 
     def _read(self) -> bool:
         """Read ahead; False if there is nothing to be read."""
-        if self._start == self._end:
-            self._start = self._end = 0
-        elif self._start > BUFFER // 2:
-            left = self._end - self._start
-            self._buffer[:left] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, left
+        if self.start == self.end:
+            self.start = self.end = 0
+        elif self.start > BUFFER // 2:
+            left = self.end - self.start
+            self.buffer[:left] = self.buffer[self.start : self.end]
+            self.start, self.end = 0, left
         try:
-            count = self.socket.recv_into(self._view[self._end :])
+            self._fail_as_c_did()
+            count = self.socket.recv_into(self._view[self.end :])
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             raise BackendError(f"the other side has gone: {error.strerror}") from None
         if not count:
             raise BackendError("the other side has gone")
-        self._end += count
+        self.end += count
         return True
 
     def send(self, frame: memoryview) -> bool:
@@ -74,15 +86,21 @@ class FrameStream:
         """
         total = PREFIX + len(frame)
         try:
-            while self._sent < total:
-                if self._sent < PREFIX:
-                    prefix = len(frame).to_bytes(PREFIX, "big")[self._sent :]
-                    self._sent += self.socket.sendmsg((prefix, frame))
+            self._fail_as_c_did()
+            while self.sent < total:
+                if self.sent < PREFIX:
+                    prefix = len(frame).to_bytes(PREFIX, "big")[self.sent :]
+                    self.sent += self.socket.sendmsg((prefix, frame))
                 else:
-                    self._sent += self.socket.send(frame[self._sent - PREFIX :])
+                    self.sent += self.socket.send(frame[self.sent - PREFIX :])
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             raise BackendError(f"the other side has gone: {error.strerror}") from None
-        self._sent = 0
+        self.sent = 0
         return True
+
+    def _fail_as_c_did(self) -> None:
+        failure, self.failure = self.failure, 0
+        if failure:
+            raise OSError(failure, os.strerror(failure))

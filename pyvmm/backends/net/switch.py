@@ -56,6 +56,11 @@ class SwitchPort:
         """Our end of the connection, or -1. Another one once the switch has moved."""
         return self._stream.socket.fileno() if self._stream is not None else -1
 
+    @property
+    def direct(self) -> FrameStream | None:
+        """C may read and write frames here. Another one once the switch has moved."""
+        return self._stream
+
     def offloads(self, checksum: bool, tso4: bool, tso6: bool, ecn: bool) -> None:
         """The switch carries whole frames."""
 

@@ -45,13 +45,24 @@ _DROPPED = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM
 
 
 class Tap:
-    """The guest's side of the interface `name`, by way of `fd`, which it owns from now on."""
+    """The guest's side of the interface `name`, by way of `fd`, which it owns from now on.
+
+    The other attributes are for C, see `pyvmm.backends.net.Direct`.
+    """
 
     def __init__(self, name: str, fd: int, *, vnet_header: bool = True) -> None:
         self.name = name
         self.vnet_header = vnet_header
+        self.stream = False
+        self.buffer = bytearray(HEADER + MAX_FRAME)
+        self.start = self.end = self.sent = self.failure = 0
         self._fd = fd
-        self._buffer = memoryview(bytearray(HEADER + MAX_FRAME))
+        self._view = memoryview(self.buffer)
+
+    @property
+    def direct(self) -> Tap:
+        """C may read and write frames here."""
+        return self
 
     def fileno(self) -> int:
         """Its descriptor, or -1 once closed."""
@@ -67,8 +78,12 @@ class Tap:
 
     def receive(self) -> memoryview | None:
         """The next frame from the host, valid until the next call, or None. Raises BackendError if the tap has gone."""
+        if self.start < self.end:  # C has left it to us
+            frame, self.start = self._view[self.start : self.end], self.end
+            return frame
         try:
-            return self._buffer[: os.readv(self._fd, (self._buffer,))]
+            self._fail_as_c_did()
+            return self._view[: os.readv(self._fd, (self._view,))]
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
@@ -77,6 +92,7 @@ class Tap:
     def send(self, frame: memoryview) -> bool:
         """Give the host a frame; False if its queue is full. Raises BackendError if the tap has gone."""
         try:
+            self._fail_as_c_did()
             os.write(self._fd, frame)
         except (BlockingIOError, InterruptedError):
             return False
@@ -90,6 +106,11 @@ class Tap:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _fail_as_c_did(self) -> None:
+        failure, self.failure = self.failure, 0
+        if failure:
+            raise OSError(failure, os.strerror(failure))
 
     def _gone(self, error: OSError) -> BackendError:
         return BackendError(f"tap {self.name}: {error.strerror}")
