@@ -9,6 +9,7 @@ from pyvmm.errors import PyvmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from threading import Thread
 
 
@@ -23,6 +24,31 @@ def start(thread: Thread) -> Thread:
     except RuntimeError as error:
         raise PyvmmError(f"{error} ({thread.name}): the host has no room (a pids cgroup, ulimit -u)") from None
     return thread
+
+
+class Aside:
+    """`work()`, which mostly waits, on a thread of its own. Raises PyvmmError where the host has no room for that."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._failure: BaseException | None = None
+        self._thread = start(threading.Thread(target=self._run, name="aside"))
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._failure = error
+
+    def wait(self) -> None:
+        """Return when it is over, however."""
+        self._thread.join()
+
+    def finish(self) -> None:
+        """Return when it is done. Raises what it has raised."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
 
 class SwitchInterval:

@@ -196,10 +196,14 @@ class VM(Endings, GuestParts):
         if self.loaded is None:
             self._diagnosis.open()
             self._find_slots()
-            self._memory = memory = self._origin.memory()
-            self._guest_closers.append(memory.close)
-            self.loaded = self._origin.load(memory, self._slots, self._transport, self.host)
+            self.loaded = self._origin.load(self._allocate(), self._slots, self._transport, self.host)
         return self.loaded
+
+    def _allocate(self) -> GuestMemory:
+        if self._memory is None:
+            self._memory = self._origin.memory()
+            self._guest_closers.append(self._memory.close)
+        return self._memory
 
     def _find_slots(self) -> None:
         if not self._transport:
@@ -220,10 +224,15 @@ class VM(Endings, GuestParts):
 
     def _create(self) -> None:
         from pyvmm.kvm import Kvm
-        from pyvmm.kvm.assembly import create_vm
+        from pyvmm.kvm.assembly import add_memory, create_vm
 
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
+        memory = self._allocate()
+        self._fd = fd = create_vm(kvm)
+        self._guest_closers.append(fd.close)
+        adding = threads.Aside(lambda: add_memory(fd, memory.regions))
+        self._guest_closers.append(adding.wait)
         self._find_slots()
         if self._slots:
             from pyvmm.attach import VirtioDevices
@@ -232,8 +241,6 @@ class VM(Endings, GuestParts):
             self._host_closers.append(self._virtio.close)
             self._virtio.open()
         self.load()
-        self._fd = fd = create_vm(kvm, self.memory.regions)
-        self._guest_closers.append(fd.close)
         ram = layout.ram_ranges(self.config.mem)
         self._machine = Machine(ram, fd.irq_line, self._output, self._diagnosis.guest_ends)
         for own in self._own:
@@ -245,6 +252,7 @@ class VM(Endings, GuestParts):
         self.machine.serial.on_input_drained = self.console.input_ready
         self._vcpus = self._origin.create_vcpus(kvm, fd, self.host)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
+        adding.finish()
         self._origin.fill(fd, self._vcpus, self.machine, self._virtio)
 
     def _spawn(self) -> None:

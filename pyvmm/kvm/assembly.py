@@ -37,8 +37,8 @@ LVT_MASKED = 1 << 16
 """Delivery modes and the mask bit of an LVT entry (SDM volume 3A, figure 11-8)."""
 
 
-def create_vm(kvm: Kvm, regions: Iterable[Region]) -> VmFd:
-    """A VM with in-kernel interrupt controllers and PIT, and `regions` as its RAM; no vCPU yet.
+def create_vm(kvm: Kvm) -> VmFd:
+    """A VM with in-kernel interrupt controllers and PIT; neither RAM nor a vCPU yet.
 
     Raises KvmUnavailableError where KVM lacks what every run needs, KvmError where an ioctl fails.
     """
@@ -52,12 +52,16 @@ def create_vm(kvm: Kvm, regions: Iterable[Region]) -> VmFd:
         vm.create_pit2(KVM_PIT_SPEAKER_DUMMY)
         if vm.check_extension(KVM_CAP_EXIT_ON_EMULATION_FAILURE):
             vm.enable_cap(KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
-        for region in regions:
-            vm.set_user_memory_region(region.slot, region.gpa, region.view)
     except BaseException:
         vm.close()
         raise
     return vm
+
+
+def add_memory(vm: VmFd, regions: Iterable[Region]) -> None:
+    """Let `regions` be the RAM of `vm`. Raises KvmError. The first one can take KVM milliseconds, which it waits."""
+    for region in regions:
+        vm.set_user_memory_region(region.slot, region.gpa, region.view)
 
 
 def create_vcpus(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Self = TypeVar("Self", bound="Descriptor")
 
+LIKELY_LIST = 256
+"""Entries asked for at first: a list that does not fit is made in vain, which for CPUID takes half a millisecond."""
 LONGEST_LIST = 1 << 16
 """Entries of a list that a kernel may ask for. The longest known ones have a few hundred."""
 
@@ -65,7 +67,7 @@ class Descriptor:
         `count` and `entries` are the structure's fields. Where the list is too short KVM says E2BIG, and some requests
         then put the length they need into `count`.
         """
-        length = 64
+        length = LIKELY_LIST
         while True:
             state = ffi.new(f"struct {record} *", {count: length, entries: length})
             try:

@@ -19,7 +19,7 @@ from pyvmm import VM, cpubits
 from pyvmm.boot import segments, x86
 from pyvmm.errors import UsageError
 from pyvmm.kvm import Kvm
-from pyvmm.kvm.assembly import create_vcpus, create_vm
+from pyvmm.kvm.assembly import add_memory, create_vcpus, create_vm
 from pyvmm.kvm.completion import complete
 from pyvmm.kvm.constants import KVM_MP_STATE_RUNNABLE
 from pyvmm.kvm.exits import Exit, InternalError, Pio
@@ -61,7 +61,8 @@ class Ring0:
         self.state.rip = CODE
         self.state.idt_base, self.state.idt_limit = IDT, 32 * 16 - 1
         self.kvm = Kvm()
-        self.vm = create_vm(self.kvm, memory.regions)
+        self.vm = create_vm(self.kvm)
+        add_memory(self.vm, memory.regions)
         self.vcpus = create_vcpus(self.kvm, self.vm, count, cpu, (), self.state)
         self.vcpu = self.vcpus[0]
         self.features: dict[str, bool] = {}
