@@ -48,17 +48,20 @@ class NativeQueue:
         regions = ffi.new("struct pyvmm_region[]", len(memory.regions))
         borrowed: list[Any] = [regions]
 
-        def borrow(kind: str, buffer: Any) -> Any:
-            borrowed.append(ffi.from_buffer(kind, buffer, True))
-            return borrowed[-1]
-
         for entry, region in zip(regions, memory.regions, strict=True):
-            entry.gpa, entry.length, entry.host = region.gpa, region.length, borrow("uint8_t[]", region.view)
+            # The mapping itself, not the memoryview of it: a collector of garbage may take that one apart too early.
+            borrowed.append(ffi.from_buffer("uint8_t[]", region.view.obj, True))
+            entry.gpa, entry.length, entry.host = region.gpa, region.length, borrowed[-1]
+
+        def at(gpa: int) -> Any:
+            [entry] = [entry for entry in regions if entry.gpa <= gpa < entry.gpa + entry.length]
+            return entry.host + (gpa - entry.gpa)
+
         c.regions, c.region_count, c.size = regions, len(memory.regions), queue.size
-        c.table = borrow("uint8_t[]", queue._table)
-        c.avail = borrow("uint16_t[]", queue._avail)
-        c.used = borrow("uint16_t[]", queue._used)
-        c.in_flight = borrow("uint8_t[]", queue._in_flight)
+        c.table = at(queue.descriptors)
+        c.avail, c.used = (ffi.cast("uint16_t *", at(gpa)) for gpa in (queue.driver, queue.device))
+        borrowed.append(ffi.from_buffer("uint8_t[]", queue._in_flight, True))
+        c.in_flight = borrowed[-1]
         c.event_idx, c.indirect = queue._event_idx, queue._indirect
         self.c = c
         self._borrowed = borrowed
