@@ -1,6 +1,6 @@
 """The bus: which device answers at which port or guest-physical address. The only dispatcher there is.
 
-Imports errors alone. A VM has two, one for ports (PIO, 64 KiB) and one for memory-mapped registers (MMIO). An access
+Imports errors and hot. A VM has two, one for ports (PIO, 64 KiB) and one for memory-mapped registers (MMIO). An access
 must lie wholly inside one attached range; anything else is unclaimed: reads give all ones, as a floating PC bus
 does, writes vanish, and both are counted.
 """
@@ -11,15 +11,18 @@ from bisect import bisect_right
 from threading import Lock
 
 from pyvmm.errors import BusConflictError
+from pyvmm.hot import IGNORE, Places, Window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from typing import Protocol
 
     class BusDevice(Protocol):
         """What the bus asks of a device. `lock` is held around every call; neither call may block or raise.
 
+        A device that leaves accesses to the run loop in C has a `window` too (`pyvmm.hot`).
         Sizes are 1, 2, 4 or 8, and any other below 8 where KVM hands out a page-crossing access in two parts.
         """
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
         def name(self) -> str: ...
 
         @property
-        def lock(self) -> Lock: ...
+        def lock(self) -> AbstractContextManager[bool]: ...
 
         def read(self, offset: int, size: int) -> int:
             """The value (below 256**size) of `size` bytes at `offset` from the range's base."""
@@ -49,19 +52,46 @@ class Bus:
     An access that has found its device just before that is detached still reaches it.
     """
 
-    __slots__ = ("_changing", "_near", "_table", "limit", "name", "unclaimed_reads", "unclaimed_writes")
+    __slots__ = (
+        "_changing",
+        "_ignoring",
+        "_near",
+        "_places",
+        "_table",
+        "_unclaimed",
+        "limit",
+        "name",
+        "unclaimed_reads",
+    )
 
-    def __init__(self, name: str, limit: int) -> None:
-        """A bus called `name` in messages, with addresses from 0 up to but excluding `limit`."""
+    def __init__(self, name: str, limit: int, places: Places | None = None) -> None:
+        """A bus called `name` in messages, with addresses from 0 up to but excluding `limit`.
+
+        `places` is told where the windows of its devices are.
+        """
         self.name = name
         self.limit = limit
         self.unclaimed_reads = 0
-        self.unclaimed_writes = 0
+        self._unclaimed = 0
+        self._places = places or Places()
+        self._ignoring: dict[int, Window] = {}
         self._changing = Lock()
         # Bases and ranges, ordered. Neither list ever changes: a search without a lock needs both as they were made.
         self._table: tuple[list[int], list[Range]] = ([], [])
         # Addresses seen before, with their range: a dict hit costs a third of a search.
         self._near: dict[int, Range] = {}
+
+    @property
+    def unclaimed_writes(self) -> int:
+        """How many writes no device answered."""
+        return self._unclaimed + self._places.ignored()
+
+    def ignore(self, address: int, window: Window) -> None:
+        """Writes of a byte to `address`, which `window` stands for, have just to be counted while nobody claims it."""
+        window.on_write(0, IGNORE)
+        with self._changing:
+            self._ignoring[address] = window
+            self._place_ignored()
 
     def attach(self, base: int, length: int, device: BusDevice) -> None:
         """Let `device` answer for `length` bytes from `base`.
@@ -81,6 +111,10 @@ class Bus:
                         f"on the {self.name} bus"
                     )
             self._replace([*bases[:at], base, *bases[at:]], [*ranges[:at], (base, end, device), *ranges[at:]])
+            self._place_ignored()
+            window = getattr(device, "window", None)
+            if isinstance(window, Window):
+                self._places.add(base + window.offset, window)
 
     def detach(self, base: int) -> None:
         """Remove the range that starts at `base`; KeyError if none does."""
@@ -89,12 +123,23 @@ class Bus:
             at = bisect_right(bases, base) - 1
             if at < 0 or bases[at] != base:
                 raise KeyError(f"nothing is attached at {base:#x} on the {self.name} bus")
+            window = getattr(ranges[at][2], "window", None)
+            if isinstance(window, Window):
+                self._places.remove(base + window.offset)
             self._replace(bases[:at] + bases[at + 1 :], ranges[:at] + ranges[at + 1 :])
+            self._place_ignored()
 
     def _replace(self, bases: list[int], ranges: list[Range]) -> None:
         # In this order: `find` takes them in the other one, so no range of an older table gets into a newer dict.
         self._table = bases, ranges
         self._near = {}
+
+    def _place_ignored(self) -> None:
+        for address, window in self._ignoring.items():
+            if self.find(address, 1) is None:
+                self._places.add(address, window)
+            else:
+                self._places.remove(address)
 
     def ranges(self) -> Iterator[tuple[int, int, BusDevice]]:
         """All attached ranges as (base, length, device), by address."""
@@ -120,8 +165,8 @@ class Bus:
 
     def read(self, address: int, size: int) -> int:
         """What a guest reads: `size` bytes (1 to 8) at `address`, all ones where nobody answers."""
-        found = self.find(address, size)
-        if found is None:
+        found = self._near.get(address) or self.find(address, size)
+        if found is None or address + size > found[1]:
             self.unclaimed_reads += 1
             return (1 << (size * 8)) - 1
         device = found[2]
@@ -130,9 +175,9 @@ class Bus:
 
     def write(self, address: int, size: int, value: int) -> None:
         """What a guest writes: `size` bytes (1 to 8) at `address`."""
-        found = self.find(address, size)
-        if found is None:
-            self.unclaimed_writes += 1
+        found = self._near.get(address) or self.find(address, size)
+        if found is None or address + size > found[1]:
+            self._unclaimed += 1
             return
         device = found[2]
         with device.lock:

@@ -27,6 +27,7 @@ KERNEL_FORMATS = ("auto", "flat", "elf", "multiboot", "pvh", "linux", "bzimage")
 KERNEL_ENTRIES = ("auto", "bzimage", "payload")
 ON_PANIC = ("exit", "wait", "pause")
 TRANSPORTS = ("auto", "mmio", "pci")
+EXITS = ("fast", "plain")
 FAIL_ON = ("oops", "warn")
 FLAT_MODES = ("real", "protected", "long")
 AGENT_PORTS = ("org.qemu.guest_agent.0", "org.pyvmm.exec.0")
@@ -126,6 +127,7 @@ class VmConfig:
     name             what other programs call the VM while it runs, or "": they do not learn of it
     faults           rules of faults on purpose, as `--fault` has them
     fault_seed       what decides on which requests they fall, where a rule has a rate
+    exits            "fast": a loop in C deals with accesses that a device leaves to it; "plain": Python sees them all
     switch_interval  seconds for sys.setswitchinterval() while VMs run, or None to leave it alone
 
     Raises UsageError, which names the field.
@@ -138,6 +140,7 @@ class VmConfig:
         "cpu",
         "cpus",
         "disks",
+        "exits",
         "fail_on",
         "fault_seed",
         "faults",
@@ -200,6 +203,7 @@ class VmConfig:
         name: str = "",
         faults: Sequence[str] = (),
         fault_seed: int = 0,
+        exits: str = "fast",
         switch_interval: float | None = 50e-6,
     ) -> None:
         self.kernel = os.fspath(kernel)
@@ -233,6 +237,7 @@ class VmConfig:
         self.name = name
         self.faults = tuple(faults)
         self.fault_seed = fault_seed
+        self.exits = one_of("way with exits", exits, EXITS)
         self.switch_interval = switch_interval
         self._check()
 

@@ -231,6 +231,7 @@ FIELDS: dict[str, Convert] = {
     "agent": YES,
     "faults": _texts,
     "fault_seed": NUMBER,
+    "exits": TEXT,
     "switch_interval": _seconds,
 }
 """Of VmConfig, by name."""

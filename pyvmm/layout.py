@@ -113,6 +113,8 @@ CMOS_PORT = 0x70
 RTC_IRQ = 8
 I8042_DATA_PORT = 0x60
 I8042_COMMAND_PORT = 0x64
+POST_CODE_PORT = 0x80
+"""Writes here do nothing but take their time: firmware tells how far it is, Linux waits a microsecond (outb_p)."""
 PORT_92 = 0x92
 RESET_CONTROL_PORT = 0xCF9
 PCI_CONFIG_PORT = 0xCF8

@@ -19,6 +19,7 @@ from pyvmm.devices.rtc import Rtc
 from pyvmm.devices.serial import Serial
 from pyvmm.errors import STATUS_PANIC
 from pyvmm.events import IrqLine
+from pyvmm.hot import Hot
 from pyvmm.runloop import Outcome, debug_exit
 
 TYPE_CHECKING = False
@@ -34,7 +35,7 @@ class Machine:
     `serial` is COM1, the guest's console; `pm` has the power button.
     """
 
-    __slots__ = ("_reset_control", "mmio", "pm", "ports", "rtc", "serial")
+    __slots__ = ("_reset_control", "hot", "mmio", "pm", "ports", "rtc", "serial")
 
     def __init__(
         self,
@@ -42,11 +43,13 @@ class Machine:
         interrupt: Callable[[int, bool], None],
         output: Callable[[bytes], None],
         end: Callable[[Outcome], None],
+        hot: Hot | None = None,
     ) -> None:
         """Assemble the machine.
 
         `ram` is its memory as (gpa, length), which the CMOS reports; `interrupt(gsi, asserted)` sets the level of an
-        interrupt line; `output` takes what the guest writes to its consoles; `end` ends the run.
+        interrupt line; `output` takes what the guest writes to its consoles; `end` ends the run; `hot` makes
+        the windows through which the run loop in C sees devices, None: it sees none.
         """
 
         def line(gsi: int) -> IrqLine:
@@ -57,10 +60,12 @@ class Machine:
 
         below_4g = sum(length for gpa, length in ram if gpa < layout.HOLE_END)
         above_4g = sum(length for gpa, length in ram if gpa >= layout.HOLE_END)
-        self.ports = Bus("port", PORTS)
-        self.mmio = Bus("MMIO", 1 << 52)
-        self.serial = Serial(line(layout.SERIAL_IRQ), output, waits=True)
-        self.rtc = Rtc(below_4g, above_4g)
+        self.hot = hot = hot or Hot()
+        self.ports = Bus("port", PORTS, hot.ports)
+        self.mmio = Bus("MMIO", 1 << 52, hot.mmio)
+        consoles = hot.group()  # one: what the guest writes to them ends up in one place, in that order
+        self.serial = Serial(line(layout.SERIAL_IRQ), output, waits=True, group=consoles)
+        self.rtc = Rtc(below_4g, above_4g, group=hot.group())
         self.pm = AcpiPm(
             line(layout.SCI_IRQ),
             lambda: end(Outcome("power-off", 0, "the guest switched the machine off")),
@@ -80,8 +85,9 @@ class Machine:
             layout.PVPANIC_PORT, 1, PvPanic(lambda: end(Outcome("panic", STATUS_PANIC, "the guest's kernel panicked")))
         )
         attach(layout.DEBUG_EXIT_PORT, 4, DebugExit(lambda value: end(debug_exit(value))))
-        attach(layout.DEBUG_CONSOLE_PORT, 1, DebugCon(output, name="debugcon"))
-        attach(layout.FIRMWARE_DEBUG_PORT, 1, DebugCon(output, name="firmware-debugcon"))
+        attach(layout.DEBUG_CONSOLE_PORT, 1, DebugCon(output, "debugcon", consoles))
+        attach(layout.FIRMWARE_DEBUG_PORT, 1, DebugCon(output, "firmware-debugcon", consoles))
+        self.ports.ignore(layout.POST_CODE_PORT, hot.window(0, 1, 1))
 
     def add_pci(self, bridge: BusDevice) -> None:
         """Let `bridge` answer at the 8 ports of configuration mechanism 1, but for the reset control register's byte.

@@ -18,17 +18,35 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Does nothing; a subclass overrides what it wants to see."""
+    """Does nothing; a subclass overrides what it wants to see.
+
+    at_once   whether it must be told of each exit before the vCPU goes on. Without, the run loop in C deals with some
+              accesses by itself and tells of them, in their order, before the vCPU's next exit
+    """
+
+    at_once = False
 
     def on_exit(self, vcpu: int, exit: Exit) -> None:
         """vCPU number `vcpu` came out of KVM with `exit`, which has been handled (a read has its answer)."""
+
+    def on_served(self, vcpu: int, exit: Exit, tsc: int, rip: int) -> None:
+        """The run loop in C has dealt with an access of vCPU number `vcpu`, which `exit` describes.
+
+        `tsc` is the host's time stamp counter at that moment, `rip` the guest's RIP, or 0 where KVM does not tell.
+        """
+        self.on_exit(vcpu, exit)
 
     def on_lifecycle(self, state: str) -> None:
         """The VM is now "running", "paused" or "ended"."""
 
 
 class ExitHooks(Observer):
-    """Calls functions for the kinds of exit that they are for, each with the vCPU that `vcpu(number)` gives."""
+    """Calls functions for the kinds of exit that they are for, each with the vCPU that `vcpu(number)` gives.
+
+    A function may look at the vCPU's registers, so all of them are told at once.
+    """
+
+    at_once = True
 
     def __init__(self, vcpu: Callable[[int], object]) -> None:
         self._vcpu = vcpu

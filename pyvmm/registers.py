@@ -1,6 +1,6 @@
 """Declarative registers and register files: what a device's registers are called, and who answers for them.
 
-Imports state alone. A register is declared once, as data: name, offset, width, access, reset value, bit
+Imports state and hot. A register is declared once, as data: name, offset, width, access, reset value, bit
 fields, and the section that specifies it. Dispatch, decoding, printing and look-up all follow from the
 declaration. Devices subclass `RegisterFile` (byte-wide registers behind ports); a register called LSR is then
 served by the methods `read_lsr` and `write_lsr`, as its access says.
@@ -8,8 +8,7 @@ served by the methods `read_lsr` and `write_lsr`, as its access says.
 
 from __future__ import annotations
 
-from threading import Lock
-
+from pyvmm.hot import Group
 from pyvmm.state import Stateful
 
 TYPE_CHECKING = False
@@ -61,9 +60,10 @@ class Register:
     access   "r", "w" or "rw", as the guest sees it
     reset    value after reset
     bank     number of the register bank that it belongs to; None: it is in all of them
+    action   what the run loop in C may do alone, while the device allows it (`pyvmm.hot`): POST, SHADOW, CLEAR or 0
     """
 
-    __slots__ = ("access", "bank", "fields", "name", "offset", "reset", "spec", "width")
+    __slots__ = ("access", "action", "bank", "fields", "name", "offset", "reset", "spec", "width")
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class Register:
         access: str = "rw",
         reset: int = 0,
         bank: int | None = None,
+        action: int = 0,
     ) -> None:
         self.name = name
         self.offset = offset
@@ -84,6 +85,7 @@ class Register:
         self.access = access
         self.reset = reset
         self.bank = bank
+        self.action = action
 
     def describe(self, value: int) -> str:
         """`value` in words: "LSR 0x61: DR THRE TEMT". Bits that no field names are added as a number."""
@@ -175,7 +177,7 @@ class RegisterFile(Stateful):
     Offsets are the bus's promise: 0 <= offset < length. The rest of a wide access may lie beyond.
     """
 
-    __slots__ = ("_readers", "_writers", "bank", "lock", "name")
+    __slots__ = ("_readers", "_writers", "bank", "lock", "name", "window")
 
     registers: ClassVar[RegisterMap]
     _tables: ClassVar[tuple[tuple[Readers, Writers], ...]]
@@ -184,10 +186,15 @@ class RegisterFile(Stateful):
         cls.registers = registers
         cls._tables = tuple(registers.bind(cls, bank) for bank in registers.banks())
 
-    def __init__(self, name: str) -> None:
-        """A device called `name` in messages, its bank 0 selected."""
+    def __init__(self, name: str, group: Group | None = None) -> None:
+        """A device called `name` in messages, its bank 0 selected.
+
+        `window` is what of it the run loop in C sees: with `group`, what the declarations and the device say of it.
+        """
+        group = group or Group()
         self.name = name
-        self.lock = Lock()
+        self.lock = group.lock
+        self.window = group.window(self, 0, self.registers.length, 1)
         self.select(0)
 
     def select(self, bank: int) -> None:
@@ -218,6 +225,15 @@ class RegisterFile(Stateful):
             # Looked up one at a time: the first byte may switch banks.
             self._writers[at](self, value & 0xFF)
             value >>= 8
+
+    def write_many(self, offset: int, size: int, data: bytes) -> None:
+        """String output: `data` as elements of `size` bytes, all written at `offset`. The bus holds `lock`."""
+        for start in range(0, len(data), size):
+            self.write(offset, size, int.from_bytes(data[start : start + size], "little"))
+
+    def posted(self, offset: int, size: int, data: bytes) -> None:
+        """Writes that the run loop in C has posted. Called under `lock`."""
+        self.write_many(offset, size, data)
 
 
 class PortWindow:

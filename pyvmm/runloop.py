@@ -19,7 +19,7 @@ from pyvmm.kvm.exits import Exit, FailEntry, InternalError, Interrupted, Mmio, P
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Protocol
 
     from pyvmm.bus import Bus
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
         def answer(self, exit: Exit, data: bytes) -> None: ...
 
         def kick(self) -> None: ...
+
+        def tell(self, tell: Callable[[Exit, int, int], None], at_once: bool) -> None: ...
+
+        def served(self) -> Mapping[type[Exit], int]: ...
+
+        def history(self, seen: Sequence[Exit], limit: int) -> Sequence[Exit]: ...
 
     Repair = Callable[[Any, InternalError], bool]
     """Makes a vCPU that came out with this exit able to run on, if it can; says whether it could."""
@@ -78,20 +84,21 @@ def debug_exit(value: int) -> Outcome:
 class VcpuLoop:
     """Runs one vCPU on the calling thread until the run ends.
 
-    `history` holds the last exits, `counts` how many there were of each kind. `completed` counts, by name, the
-    instructions that KVM refused and `repair` completed; without `repair` the first one ends the run. `thread` is the
-    identifier of the thread that runs it, or 0.
+    `completed` counts, by name, the instructions that KVM refused and `repair` completed; without `repair` the first
+    one ends the run. `drain()` does what vCPUs have posted to devices (`pyvmm.hot`): called when the vCPU's state is
+    whole, before it parks. `thread` is the identifier of the thread that runs it, or 0.
     """
 
     __slots__ = (
         "_control",
+        "_counts",
+        "_drain",
+        "_history",
         "_mmio",
         "_observers",
         "_ports",
         "_repair",
         "completed",
-        "counts",
-        "history",
         "thread",
         "vcpu",
     )
@@ -104,21 +111,40 @@ class VcpuLoop:
         control: Control,
         observers: Sequence[Observer] = (),
         repair: Repair | None = None,
+        drain: Callable[[], None] = lambda: None,
     ) -> None:
         self.vcpu = vcpu
         self.thread = 0
         self.completed: defaultdict[str, int] = defaultdict(int)
-        self.history: deque[Exit] = deque(maxlen=HISTORY)
-        self.counts: defaultdict[type[Exit], int] = defaultdict(int)
+        self._history: deque[Exit] = deque(maxlen=HISTORY)
+        self._counts: defaultdict[type[Exit], int] = defaultdict(int)
         self._ports = ports
         self._mmio = mmio
         self._control = control
-        self._observers = tuple(observers)
+        self._observers: tuple[Observer, ...] = ()
         self._repair = repair
+        self._drain = drain
+        for observer in observers:
+            self.observe(observer)
 
     def observe(self, observer: Observer) -> None:
         """Tell `observer` too, of every exit from now on. Any thread."""
         self._observers = (*self._observers, observer)
+        self.vcpu.tell(self._tell, observer.at_once)
+
+    @property
+    def history(self) -> Sequence[Exit]:
+        """The last exits, oldest first, with the accesses that the run loop in C has dealt with. Any thread."""
+        return self.vcpu.history(list(self._history), HISTORY)
+
+    @property
+    def counts(self) -> Mapping[type[Exit], int]:
+        """How many exits there were of each kind, with those accesses. Any thread."""
+        counts = dict(self._counts)
+        for kind, count in self.vcpu.served().items():
+            if count:
+                counts[kind] = counts.get(kind, 0) + count
+        return counts
 
     def run(self) -> None:
         """The thread's body. Never raises: what goes wrong in the VMM ends the run with an "error" outcome."""
@@ -141,6 +167,7 @@ class VcpuLoop:
         while True:
             if control.attention:
                 self._finish_io()
+                self._drain()
                 if not control.park(self.vcpu):
                     return
                 errand = control.errand(self.vcpu)
@@ -163,10 +190,14 @@ class VcpuLoop:
             if exit.__class__ is not Pio and exit.__class__ is not Mmio:
                 return
 
+    def _tell(self, exit: Exit, tsc: int, rip: int) -> None:
+        for observer in self._observers:
+            observer.on_served(self.vcpu.index, exit, tsc, rip)
+
     def note(self, exit: Exit) -> None:
         """Count and show an exit that somebody else deals with."""
-        self.counts[exit.__class__] += 1
-        self.history.append(exit)
+        self._counts[exit.__class__] += 1
+        self._history.append(exit)
         for observer in self._observers:
             observer.on_exit(self.vcpu.index, exit)
 
@@ -176,12 +207,12 @@ class VcpuLoop:
         On the vCPU's own thread.
         """
         kind = exit.__class__
-        self.counts[kind] += 1
+        self._counts[kind] += 1
         if kind is Pio:
-            self.history.append(exit)
+            self._history.append(exit)
             self._pio(exit)  # type: ignore[arg-type]  # kind is exact
         elif kind is Mmio:
-            self.history.append(exit)
+            self._history.append(exit)
             self._mmio_access(exit)  # type: ignore[arg-type]
         elif kind is Interrupted:
             control = self._control
@@ -189,7 +220,7 @@ class VcpuLoop:
                 if not control.attention:
                     self.vcpu.immediate_exit = False
         else:
-            self.history.append(exit)
+            self._history.append(exit)
             if isinstance(exit, InternalError) and self._repair is not None and self._repair(self.vcpu, exit):
                 self.completed[exit.completed] += 1
             else:
@@ -200,7 +231,7 @@ class VcpuLoop:
     def _pio(self, exit: Pio) -> None:
         if exit.is_write:
             if exit.count == 1:
-                self._ports.write(exit.port, exit.size, int.from_bytes(exit.data, "little"))
+                self._ports.write(exit.port, exit.size, exit.value)
             else:
                 self._ports.write_string(exit.port, exit.size, exit.data)
         elif exit.count == 1:
@@ -211,7 +242,7 @@ class VcpuLoop:
 
     def _mmio_access(self, exit: Mmio) -> None:
         if exit.is_write:
-            self._mmio.write(exit.gpa, exit.size, int.from_bytes(exit.data, "little"))
+            self._mmio.write(exit.gpa, exit.size, exit.value)
         else:
             value = self._mmio.read(exit.gpa, exit.size)
             self.vcpu.answer(exit, value.to_bytes(exit.size, "little"))

@@ -77,6 +77,8 @@ class Control:
             self._holds += 1
             # No kick: a vCPU that is inside the guest meets this when it next has something to say.
             self.attention = True
+            for vcpu in self._vcpus:
+                vcpu.immediate_exit = True
 
     def hold_still(self, timeout: float = STUCK_AFTER) -> None:
         """`hold`, for a look at a running guest: return when every vCPU stands still with its state whole.

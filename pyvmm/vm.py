@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pyvmm.consolelink import Console
     from pyvmm.debug.report import CrashReport
     from pyvmm.kvm.host import Host
+    from pyvmm.kvm.hot import NativeHot
     from pyvmm.kvm.vcpu import VcpuFd
     from pyvmm.kvm.vm import VmFd
     from pyvmm.memory import GuestMemory
@@ -242,7 +243,8 @@ class VM(Endings, GuestParts):
             self._virtio.open()
         self.load()
         ram = layout.ram_ranges(self.config.mem)
-        self._machine = Machine(ram, fd.irq_line, self._output, self._diagnosis.guest_ends)
+        hot = self._hot()
+        self._machine = Machine(ram, fd.irq_line, self._output, self._diagnosis.guest_ends, hot)
         for own in self._own:
             self._attach(*own)
         if self._virtio is not None:
@@ -254,10 +256,28 @@ class VM(Endings, GuestParts):
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
         adding.finish()
         self._origin.fill(fd, self._vcpus, self.machine, self._virtio)
+        if hot is not None:
+            for vcpu in self._vcpus:
+                vcpu.serve(hot)
+
+    def _hot(self) -> NativeHot | None:
+        """What lets the run loop in C deal with accesses by itself; None where Python is to see them all."""
+        if self.config.exits == "plain":
+            return None
+        from pyvmm.kvm.hot import NativeHot
+
+        hot = NativeHot(self._failed)
+        self._guest_closers.append(hot.close)
+        return hot
+
+    def _failed(self, error: BaseException) -> None:
+        detail = f"{type(error).__name__}: {error}"
+        self._control.end(Outcome("error", getattr(error, "exit_status", STATUS_VMM_ERROR), detail))
 
     def _spawn(self) -> None:
+        ports, mmio = self.machine.ports, self.machine.mmio
         self.loops = tuple(
-            VcpuLoop(vcpu, self.machine.ports, self.machine.mmio, self._control, self._observers, self._repair())
+            VcpuLoop(vcpu, ports, mmio, self._control, self._observers, self._repair(), self.machine.hot.drain)
             for vcpu in self._vcpus
         )
         if self._hooks is not None:
@@ -377,6 +397,7 @@ class VM(Endings, GuestParts):
     def _ended(self) -> None:
         """On the last vCPU's thread: every vCPU stands still, nothing has been closed."""
         self._ended_at = time.monotonic()
+        self.machine.hot.drain()
         assert self._control.outcome is not None
         self._control.outcome = outcome = self._diagnosis.judge(self._control.outcome)
         if outcome.reason in REPORTED and outcome.report is None:

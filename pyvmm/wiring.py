@@ -53,11 +53,11 @@ class MmioWiring:
         self._lines: list[EventFd] = []
 
     def plug(self, slot: Slot, device: VirtioDevice) -> VirtioMmio:
-        from pyvmm.virtio.mmio import LENGTH, VirtioMmio
+        from pyvmm.virtio.mmio import INTERRUPT_WINDOW, LENGTH, VirtioMmio
 
         line = EventFd()
         self._lines.append(line)
-        transport = VirtioMmio(device, line.signal)
+        transport = VirtioMmio(device, line.signal, self._machine.hot.window(*INTERRUPT_WINDOW))
         self._machine.mmio.attach(slot.gpa, LENGTH, transport)
         self._vm.irqfd(line.fd, slot.gsi)
         return transport

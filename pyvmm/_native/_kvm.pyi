@@ -1,7 +1,7 @@
-"""Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from kvm_abi.h and requests.py.
+"""Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from the headers and requests.py.
 
-A function returns a result that is not negative, or minus an error number; kvm_helper.h says what each does. A
-structure's fields are attributes; kvm_abi.h names the section of the KVM API document that describes it.
+A function returns a result that is not negative, or minus an error number; kvm_helper.h and run_loop.h say what each
+does. A structure's fields are attributes; kvm_abi.h names the section of the KVM API document that describes it.
 """
 
 from collections.abc import Iterator
@@ -47,6 +47,14 @@ class Lib:
     def pyvmm_run(self, vcpu_fd: int, runner: Any, signal_number: int) -> int: ...
     def pyvmm_kick(self, runner: Any, signal_number: int) -> int: ...
     def pyvmm_cmpxchg(self, address: Any, size: int, expected: Any, desired: Any) -> int: ...
+    def pyvmm_vcpu_run(self, vcpu: Any) -> int: ...
+    def pyvmm_serve(self, vcpu: Any) -> int: ...
+    def pyvmm_take(self, ring: Any, writes: Any) -> int: ...
+    def pyvmm_act(self, window: Any, is_write: int, offset: int, action: int) -> int: ...
+    def pyvmm_slot(self, window: Any, clear: int, set: int) -> int: ...
+    def pyvmm_timer(self) -> int: ...
+    def pyvmm_timer_expire(self, timer: int) -> int: ...
+    def pyvmm_disarm(self, hot: Any) -> int: ...
     KVM_GET_API_VERSION: int
     KVM_CREATE_VM: int
     KVM_GET_MSR_INDEX_LIST: int
@@ -120,6 +128,24 @@ class Lib:
     KVM_SET_SREGS2: int
     KVM_GET_STATS_FD: int
     KVM_GET_XSAVE2: int
+    PYVMM_POST: int
+    PYVMM_SHADOW: int
+    PYVMM_CLEAR: int
+    PYVMM_IGNORE: int
+    PYVMM_OTHER: int
+    PYVMM_PORT_WRITE: int
+    PYVMM_PORT_READ: int
+    PYVMM_MMIO_WRITE: int
+    PYVMM_MMIO_READ: int
+    PYVMM_NO_EXIT: int
+    PYVMM_SERVED: int
+    PYVMM_KIND: int
+    PYVMM_POSTED: int
+    PYVMM_WAKE: int
+    PYVMM_OFFSETS: int
+    PYVMM_RING: int
+    PYVMM_LOG: int
+    PYVMM_RINGS: int
 
 ffi: FFI
 lib: Lib
@@ -685,6 +711,81 @@ class kvm_xen_exit_hcall:
 class kvm_xsave:
     region: Array[int]
     extra: Array[int]
+
+class pyvmm_access:
+    tsc: int
+    rip: int
+    address: int
+    value: int
+    count: int
+    size: int
+    kind: int
+    seen: int
+
+class pyvmm_entry:
+    value: int
+    offset: int
+    size: int
+    device: int
+
+class pyvmm_hot:
+    ports: Any
+    mmio: Any
+    rings: Array[Any]
+    timer: int
+    armed: int
+    flushed: int
+
+class pyvmm_place:
+    base: int
+    length: int
+    window: Any
+
+class pyvmm_places:
+    count: int
+    place: Array[pyvmm_place]
+
+class pyvmm_ring:
+    posted: int
+    taken: int
+    busy: int
+    entries: Array[pyvmm_entry]
+
+class pyvmm_vcpu:
+    fd: int
+    signal_number: int
+    runner: int
+    tracing: int
+    sync_regs: int
+    hot: Any
+    page: Any
+    page_size: int
+    address: int
+    value: int
+    size: int
+    data_at: int
+    told: int
+    logged: int
+    port_accesses: int
+    mmio_accesses: int
+    log: Array[pyvmm_access]
+
+class pyvmm_window:
+    reads: Array[int]
+    writes: Array[int]
+    slot: int
+    offset: int
+    width: int
+    device: int
+    ignored: int
+    ring: Any
+
+class pyvmm_writes:
+    count: int
+    offset: int
+    size: int
+    device: int
+    data: Array[int]
 
 class kvm_hyperv_exit_u:
     synic: kvm_hyperv_exit_synic

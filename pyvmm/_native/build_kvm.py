@@ -4,13 +4,15 @@ Imports cffi and ioctl_opt, which only a build needs, and nothing of pyvmm: tabl
 run by path. Run as a program it writes the module's type stub, _kvm.pyi, to stdout. What the build does:
 
 - every request number is `ioctl_opt.IOC(direction, 0xAE, number, sizeof(argument))`, the size from cffi;
-- kvm_abi.h is the cdef, and the same file is compiled; <linux/kvm.h> is not, so that an old one will do;
+- kvm_abi.h and run_abi.h are the cdef, and the same files are compiled; <linux/kvm.h> is not, so that an old one will
+  do;
 - a second translation unit, which includes <linux/kvm.h> and nothing of ours, asserts every request number, size,
   offset and constant against it.
 """
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -33,9 +35,20 @@ int pyvmm_kick_install(void);
 int pyvmm_run(int vcpu_fd, int *runner, int signal_number);
 int pyvmm_kick(const int *runner, int signal_number);
 int pyvmm_cmpxchg(void *address, int size, uint64_t *expected, const uint64_t *desired);
+int pyvmm_vcpu_run(struct pyvmm_vcpu *vcpu);
+int pyvmm_serve(struct pyvmm_vcpu *vcpu);
+int pyvmm_take(struct pyvmm_ring *ring, struct pyvmm_writes *writes);
+int pyvmm_act(struct pyvmm_window *window, int is_write, int offset, int action);
+int pyvmm_slot(struct pyvmm_window *window, uint32_t clear, uint32_t set);
+int pyvmm_timer(void);
+int pyvmm_timer_expire(int timer);
+int pyvmm_disarm(struct pyvmm_hot *hot);
 """
 
 ABI = (HERE / "kvm_abi.h").read_text()
+RUN_ABI = (HERE / "run_abi.h").read_text()
+SOURCES = ("kvm_helper.c", "run_loop.c")
+HEADERS = ("kvm_abi.h", "run_abi.h", "kvm_helper.h", "run_loop.h")
 TABLES = runpy.run_path(str(HERE / "requests.py"))
 COMMON = SimpleNamespace(**runpy.run_path(str(HERE / "build_common.py")))
 CONSTANTS = ("constants.py", "exits.py")
@@ -46,9 +59,10 @@ NO_MEANING = ("pad", "reserved", "dummy")
 
 
 def abi() -> FFI:
-    """The structures of kvm_abi.h, laid out by cffi."""
+    """The structures of kvm_abi.h and run_abi.h, laid out by cffi."""
     ffi = FFI()
     ffi.cdef(ABI)
+    ffi.cdef(RUN_ABI)
     return ffi
 
 
@@ -72,13 +86,22 @@ def constants() -> dict[str, int]:
     return found
 
 
+def macros() -> dict[str, str]:
+    """What the C sources take of the kernel's interface beside kvm_abi.h, which the compiler is told."""
+    known = constants()
+    numbers = {name: str(known[name]) for name in ("KVM_EXIT_IO", "KVM_EXIT_IO_OUT", "KVM_EXIT_MMIO")}
+    return {"PYVMM_KVM_RUN": f"{request_numbers(abi())['KVM_RUN']:#x}UL", **numbers}
+
+
+OWN = "pyvmm_"
+"""How the structures of run_abi.h begin, which are no part of the kernel's interface."""
 OURS = ("kvm_run_", "kvm_vcpu_events_", "kvm_hyperv_exit_", "kvm_xen_exit_", "kvm_irqchip_", "kvm_irq_routing_target")
 """How structures and unions begin that are anonymous in <linux/kvm.h>: checked as members of what holds them."""
 
 
 def structures(ffi: FFI) -> list[Any]:
     """The structures of kvm_abi.h that <linux/kvm.h> has under the same name."""
-    return [ffi.typeof(f"struct {name}") for name in ffi.list_types()[1] if not name.startswith(OURS)]
+    return [ffi.typeof(f"struct {name}") for name in ffi.list_types()[1] if not name.startswith((OWN, *OURS))]
 
 
 def _members(record: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -139,7 +162,7 @@ def ffi_builder() -> FFI:
     """What setuptools builds."""
     layout = abi()
     numbers = request_numbers(layout)
-    source = ["#include <stdint.h>", '#include "kvm_abi.h"', '#include "kvm_helper.h"']
+    source = ["#include <stdint.h>", '#include "kvm_helper.h"', '#include "run_loop.h"']
     source += [f"#define {name} {number:#x}" for name, number in numbers.items()]
     check = GENERATED / "kvm_check.c"
     check.parent.mkdir(parents=True, exist_ok=True)
@@ -148,30 +171,32 @@ def ffi_builder() -> FFI:
         check.write_text(text)
     builder = FFI()
     builder.cdef(ABI)
+    builder.cdef(RUN_ABI)
     builder.cdef(FUNCTIONS + "".join(f"#define {name} {number}\n" for name, number in numbers.items()))
     builder.set_source(
         MODULE,
         "\n".join(source),
-        sources=[str((HERE / "kvm_helper.c").relative_to(ROOT)), str(check.relative_to(ROOT))],
-        depends=[str(HERE / name) for name in ("kvm_abi.h", "kvm_helper.h", "requests.py")],
+        sources=[*(str((HERE / name).relative_to(ROOT)) for name in SOURCES), str(check.relative_to(ROOT))],
+        depends=[str(HERE / name) for name in (*HEADERS, "requests.py")],
         include_dirs=[str(HERE)],
-        define_macros=[("PYVMM_KVM_RUN", hex(numbers["KVM_RUN"]))],
+        define_macros=list(macros().items()),
         extra_compile_args=COMMON.compile_args(),
     )
     return builder
 
 
 STUB_DOCSTRING = """\
-Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from kvm_abi.h and requests.py.
+Types of the compiled module `_kvm`. Not to be edited: build_kvm.py writes it from the headers and requests.py.
 
-A function returns a result that is not negative, or minus an error number; kvm_helper.h says what each does. A
-structure's fields are attributes; kvm_abi.h names the section of the KVM API document that describes it.
+A function returns a result that is not negative, or minus an error number; kvm_helper.h and run_loop.h say what each
+does. A structure's fields are attributes; kvm_abi.h names the section of the KVM API document that describes it.
 """
 
 
 def stub(ffi: FFI) -> str:
     """The text of _kvm.pyi."""
-    return str(COMMON.stub(STUB_DOCSTRING, FUNCTIONS, request_numbers(ffi), ffi))
+    numbers = (*request_numbers(ffi), *re.findall(r"#define (\w+)", RUN_ABI))
+    return str(COMMON.stub(STUB_DOCSTRING, FUNCTIONS, numbers, ffi))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ SETTINGS = (
     "cpus",
     "fail-on",
     "fault-seed",
+    "exits",
     "flat-mode",
     "initrd",
     "kernel-entry",

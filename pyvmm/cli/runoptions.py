@@ -8,6 +8,7 @@ from __future__ import annotations
 from pyvmm.cli.options import FLAG, OPTIONAL, Option, split_commas
 from pyvmm.cli.progress import LEVELS
 from pyvmm.config import (
+    EXITS,
     FAIL_ON,
     FLAT_MODES,
     KERNEL_ENTRIES,
@@ -168,6 +169,12 @@ RUN = (
         repeatable=True,
     ),
     Option("fault-seed", "what decides where faults with a rate fall (default 0)", metavar="N", convert=_number),
+    Option(
+        "exits",
+        f"{', '.join(EXITS)} (fast: a loop in C deals with what devices leave to it; plain: Python sees every exit)",
+        metavar="HOW",
+        convert=_one_of(EXITS),
+    ),
     Option(
         "kernel-format",
         f"{', '.join(KERNEL_FORMATS)} (default auto: by content)",

@@ -26,9 +26,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyvmm.hot import Group
+
 KIB, MIB = 1 << 10, 1 << 20
 BASE_MEMORY_LIMIT = 640 * KIB
 DAY = 86400
+INDEX = cmos.PORTS["INDEX"]
 
 UPDATE_SECONDS = (244 + 1984) * 1e-6
 """How long before the second's end UIP is set: t_BUC and t_UC at 32,768 Hz (table 6)."""
@@ -86,8 +89,16 @@ class Rtc(RegisterFile, registers=cmos.PORTS):
     }
     """It is no offset to a time of the snapshot's that is kept: a restored clock shows the time that it is then."""
 
-    def __init__(self, below_4g: int, above_4g: int, clock: Callable[[], float] = time.time, name: str = "rtc") -> None:
-        super().__init__(name)
+    def __init__(
+        self,
+        below_4g: int,
+        above_4g: int,
+        clock: Callable[[], float] = time.time,
+        name: str = "rtc",
+        group: Group | None = None,
+    ) -> None:
+        super().__init__(name, group)
+        self.window.on_write(INDEX.offset, INDEX.action)
         self._clock = clock
         self._ram = bytearray(cmos.CMOS_BYTES)
         for register in cmos.CMOS:

@@ -1,12 +1,13 @@
 """The bytes of the real-time clock and its CMOS RAM, declared.
 
-Imports registers alone. The clock is Motorola's MC146818A (data sheet, "Address Map", "Registers"); what a PC
+Imports registers and hot. The clock is Motorola's MC146818A (data sheet, "Address Map", "Registers"); what a PC
 keeps in the RAM behind it is from the IBM PC/AT Technical Reference, "Real-Time Clock/CMOS RAM Information",
 and, for memory above 16 MiB, SeaBIOS's src/hw/rtc.h (CMOS_MEM_EXTMEM2, CMOS_MEM_HIGHMEM).
 """
 
 from __future__ import annotations
 
+from pyvmm.hot import POST
 from pyvmm.registers import Field, Register, RegisterMap
 
 CMOS_BYTES = 128
@@ -53,6 +54,7 @@ PORTS = RegisterMap(
         Field("INDEX", 0x7F, "the byte that port 0x71 is to mean"),
         Field("NMI_OFF", 0x80, "non-maskable interrupts disabled"),
         access="w",
+        action=POST,
     ),
     Register("DATA", 1, "IBM PC/AT Technical Reference, port 0x71"),
 )

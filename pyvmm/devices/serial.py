@@ -9,7 +9,8 @@ bounded backlog, so the host causes no overrun. A character timeout (8.11) is in
 anything below the trigger level.
 
 A far end that waits sends nothing before the guest first attends to its input: has the interrupt for it connected, or
-polls, which is to read LSR POLLS times and in between neither send, nor set IER, nor seek a character in vain. And
+polls, which is to read LSR POLLS times while there is input, and in between neither send, nor set IER, nor seek a
+character in vain. And
 until the guest has taken a first character, it sends again what a change of the FIFO's mode cleared. So what is typed
 ahead, or comes through a pipe, outlives a driver that probes the UART and sets it up step by step.
 
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.events import IrqLine
+    from pyvmm.hot import Group
 
 THR = uart.REGISTERS["THR"]
+LSR = uart.REGISTERS["LSR"]
 FIFO_DEPTH = 16
 POLLS = 8
 """More than a driver needs that only looks whether there is a UART: Linux's reads LSR twice in a row."""
@@ -87,6 +90,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         "_raised",
         "_repeats",
         "_scr",
+        "_shown",
         "_trigger",
         "_waits",
         "on_input_drained",
@@ -106,9 +110,16 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
     }
 
     def __init__(
-        self, irq: IrqLine, output: Callable[[bytes], None], name: str = "serial", waits: bool = False
+        self,
+        irq: IrqLine,
+        output: Callable[[bytes], None],
+        name: str = "serial",
+        waits: bool = False,
+        group: Group | None = None,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, group)
+        self._shown = -1
+        """What `_show` has said last."""
         self._waits = waits
         self.on_input_drained: Callable[[], None] | None = None
         self._irq = irq
@@ -124,6 +135,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
 
     def reset(self) -> None:
         """Master reset (table I). The backlog stays, and comes in: it had not reached the UART yet."""
+        self._send_posted()
         self._fifo.clear()
         self._depth = 1
         """Characters that the receiver holds: FIFO_DEPTH, or 1 in 16450 mode."""
@@ -146,8 +158,8 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         self._on_wire = True
         """Whether what is sent reaches the far end: neither loopback nor break."""
         self.select(0)
-        self._settle()
         self._feed()
+        self._settle()
 
     def restored(self) -> None:
         """See to the bank and to the interrupt line."""
@@ -245,8 +257,29 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         self._raised |= uart.IER_ETBEI
         self._settle()
 
+    def _send_posted(self) -> None:
+        """Before a change after which a character written means something else: send those that were written."""
+        self.window.on_write(THR.offset, 0)
+        self._shown = -1
+
+    def _show(self) -> None:
+        """Say what the run loop in C may do alone now: send what nobody waits for, show a status that says no error."""
+        lsr = self._lsr
+        posts = self._on_wire and not self.bank and not self._ier & uart.IER_ETBEI
+        # While polls count, and where reading the status changes it, Python sees each reading.
+        shadows = (self._attended or not self._backlog) and not lsr & (uart.LSR_ERRORS | uart.LSR_FIFO_ERROR)
+        shown = lsr | shadows << 8 | posts << 9
+        if shown == self._shown:
+            return
+        self._shown = shown
+        if shadows:
+            self.window.change(0xFF, lsr)
+        self.window.on_read(LSR.offset, LSR.action if shadows else 0)
+        self.window.on_write(THR.offset, THR.action if posts else 0)
+
     def _settle(self) -> None:
         """Give the interrupt line the level that follows from the conditions."""
+        self._show()  # first: whoever is interrupted looks
         self._irq.set(self._connected and self._raised & self._ier != 0)
 
     # --- Registers ------------------------------------------------------------------------------------------
@@ -283,6 +316,7 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
             # No need to settle: loopback disconnects the interrupt line.
             self._repeats = False
             self._arrive(value & (0x20 << (self._lcr & uart.LCR_WLS)) - 1)
+            self._show()
         if self._ier & uart.IER_ETBEI:
             self._sent()
 
@@ -292,16 +326,18 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         The same as a write for each, but characters that go out leave in one piece.
         """
         if (offset, size, self.bank) == (THR.offset, 1, THR.bank) and self._on_wire:
+            self._polls = 0
             self._output(data)
             if self._ier & uart.IER_ETBEI:
                 self._sent()
             return
-        for start in range(0, len(data), size):
-            self.write(offset, size, int.from_bytes(data[start : start + size], "little"))
+        super().write_many(offset, size, data)
 
     def write_ier(self, value: int) -> None:
         """Enable interrupts. The transmitter is empty, so enabling its interrupt causes one (8.4, bit 5)."""
         value &= uart.IER_BITS
+        if value & uart.IER_ETBEI:
+            self._send_posted()
         if value & ~self._ier & uart.IER_ETBEI:
             self._raised |= uart.IER_ETBEI
         self._ier = value
@@ -337,14 +373,19 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
 
     def write_lcr(self, value: int) -> None:
         """Line format, break, and whether offsets 0 and 1 are the divisor latch."""
+        if value & (uart.LCR_DLAB | uart.LCR_BREAK):
+            self._send_posted()
         self._lcr = value
         self.select(uart.DIVISOR_LATCH if value & uart.LCR_DLAB else 0)
         self._on_wire = not (value & uart.LCR_BREAK or self._mcr & uart.MCR_LOOP)
+        self._show()
 
     def write_mcr(self, value: int) -> None:
         """Modem control outputs and loopback, which feeds them back as modem status inputs (8.8, bit 4)."""
-        self._mcr = value & uart.MCR_BITS
         loop = value & uart.MCR_LOOP
+        if loop:
+            self._send_posted()
+        self._mcr = value & uart.MCR_BITS
         self._connected = bool(value & uart.MCR_OUT2) and not loop
         self._on_wire = not (loop or self._lcr & uart.LCR_BREAK)
         lines = _HOST_LINES
@@ -367,11 +408,12 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
 
     def read_lsr(self) -> int:
         """Line status. The errors shown end with being read."""
-        if not self._attended:
+        if not self._attended and self._backlog:
             self._polls += 1
             if self._polls == POLLS:
                 self._attended = self._repeats = True
                 self._feed()
+                self._show()
         lsr = self._lsr
         if lsr & (uart.LSR_ERRORS | uart.LSR_FIFO_ERROR):
             fifo = self._fifo

@@ -1,10 +1,11 @@
 """The registers of the 16550A UART: National Semiconductor's PC16550D data sheet (June 1995), section 8.
 
-Imports registers alone. Constants carry the data sheet's names; `serial.py` gives them their behaviour.
+Imports registers and hot. Constants carry the data sheet's names; `serial.py` gives them their behaviour.
 """
 
 from __future__ import annotations
 
+from pyvmm.hot import POST, SHADOW
 from pyvmm.registers import Field, Register, RegisterMap
 
 IER_ERBFI, IER_ETBEI, IER_ELSI, IER_EDSSI = 0x01, 0x02, 0x04, 0x08
@@ -37,7 +38,7 @@ DIVISOR_LATCH = 1
 REGISTERS = RegisterMap(
     8,
     Register("RBR", 0, "PC16550D table II", access="r", bank=0),
-    Register("THR", 0, "PC16550D table II", access="w", bank=0),
+    Register("THR", 0, "PC16550D table II", access="w", bank=0, action=POST),
     Register("DLL", 0, "PC16550D 8.3", bank=DIVISOR_LATCH, reset=1),
     Register(
         "IER",
@@ -123,6 +124,7 @@ REGISTERS = RegisterMap(
         Field("FIFO_ERROR", LSR_FIFO_ERROR, "an error somewhere in the receive FIFO"),
         access="r",
         reset=LSR_THRE | LSR_TEMT,
+        action=SHADOW,
     ),
     Register(
         "MSR",

@@ -102,19 +102,33 @@ class Exit:
 class Pio(Exit):
     """Port I/O: `count` items of `size` bytes (1, 2 or 4) at `port`; `count` is above 1 for string instructions.
 
-    `data` is what the guest wrote, size * count bytes; for a read it is empty until answered with as many.
+    `data` is what the guest wrote, size * count bytes; for a read it is empty until answered with as many. A write of
+    one item has its `value` as a number too, and may be made of it alone, with None for `data`.
     """
 
-    __slots__ = ("count", "data", "is_write", "port", "size")
+    __slots__ = ("_data", "count", "is_write", "port", "size", "value")
     reason = KVM_EXIT_IO
     name = "IO"
 
-    def __init__(self, port: int, size: int, count: int, is_write: bool, data: bytes = b"") -> None:
+    def __init__(
+        self, port: int, size: int, count: int, is_write: bool, data: bytes | None = b"", value: int = 0
+    ) -> None:
         self.port = port
         self.size = size
         self.count = count
         self.is_write = is_write
-        self.data = data
+        self._data = data
+        self.value = int.from_bytes(data, "little") if data and count == 1 else value
+
+    @property
+    def data(self) -> bytes:
+        if self._data is None:
+            self._data = self.value.to_bytes(self.size, "little")
+        return self._data
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self._data = data
 
     def describe(self) -> str:
         times = f" x{self.count}" if self.count != 1 else ""
@@ -125,19 +139,31 @@ class Pio(Exit):
 class Mmio(Exit):
     """Access of `size` bytes (1 to 8) at guest-physical `gpa`, where no memory slot is.
 
-    `data` is what the guest wrote; for a read it is empty until answered with `size` bytes. An access of more than 8
-    bytes, or one that crosses a page, comes in parts.
+    `data` is what the guest wrote, `value` the same as a number, and enough to make a write of, with None for `data`;
+    for a read `data` is empty until answered with `size` bytes. An access of more than 8 bytes, or one that crosses a
+    page, comes in parts.
     """
 
-    __slots__ = ("data", "gpa", "is_write", "size")
+    __slots__ = ("_data", "gpa", "is_write", "size", "value")
     reason = KVM_EXIT_MMIO
     name = "MMIO"
 
-    def __init__(self, gpa: int, size: int, is_write: bool, data: bytes = b"") -> None:
+    def __init__(self, gpa: int, size: int, is_write: bool, data: bytes | None = b"", value: int = 0) -> None:
         self.gpa = gpa
         self.size = size
         self.is_write = is_write
-        self.data = data
+        self._data = data
+        self.value = int.from_bytes(data, "little") if data else value
+
+    @property
+    def data(self) -> bytes:
+        if self._data is None:
+            self._data = self.value.to_bytes(self.size, "little")
+        return self._data
+
+    @data.setter
+    def data(self, data: bytes) -> None:
+        self._data = data
 
     def describe(self) -> str:
         verb, arrow = ("write", "<-") if self.is_write else ("read", "->")

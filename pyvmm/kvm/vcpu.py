@@ -1,7 +1,8 @@
 """`VcpuFd`: one virtual processor: running it, answering it, getting it to stop. Its registers are in vcpustate.py.
 
 Imports the rest of pyvmm.kvm but system.py and vm.py. `run()` is the only place that reads the union of kvm_run (what
-is seldom through decode.py), `answer()` and `refuse()` the only ones that write it. Follows the KVM API document
+is seldom through decode.py), `answer()` and `refuse()` the only ones that write it, but for the helper's run loop,
+which deals with accesses that devices leave to it (pyvmm.hot). Follows the KVM API document
 (Documentation/virt/kvm/api.rst), 4.10 and section 5.
 
 Stopping a vCPU from another thread: `kick()` sets immediate_exit, then sends the kick signal to the thread that ran
@@ -20,14 +21,18 @@ from struct import Struct
 from pyvmm.errors import KvmError
 from pyvmm.forks import keep_from_children
 from pyvmm.kvm.causes import cause
-from pyvmm.kvm.constants import KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_MP_STATE_UNINITIALIZED
+from pyvmm.kvm.constants import (
+    KVM_CAP_SYNC_REGS,
+    KVM_COALESCED_MMIO_PAGE_OFFSET,
+    KVM_MP_STATE_UNINITIALIZED,
+    KVM_SYNC_X86_REGS,
+)
 from pyvmm.kvm.decode import ANSWERS, decode
 from pyvmm.kvm.descriptor import check
 from pyvmm.kvm.exits import (
     KVM_EXIT_IO,
     KVM_EXIT_IO_OUT,
     KVM_EXIT_MEMORY_FAULT,
-    KVM_EXIT_MMIO,
     Exit,
     Interrupted,
     Mmio,
@@ -35,26 +40,38 @@ from pyvmm.kvm.exits import (
     Rdmsr,
     Wrmsr,
 )
-from pyvmm.kvm.native import ffi, lib, offsetof, sizeof
+from pyvmm.kvm.native import PROBLEM, ffi, lib, offsetof, sizeof
+from pyvmm.kvm.served import merged, untold
 from pyvmm.kvm.stats import StatsFd
 from pyvmm.kvm.vcpustate import VcpuState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from pyvmm._native import _kvm
+    from pyvmm.kvm.hot import NativeHot
+    from pyvmm.kvm.served import Tell
     from pyvmm.kvm.vm import VmFd
 
 _REASON = offsetof("struct kvm_run", "exit_reason")
 _IMMEDIATE_EXIT = offsetof("struct kvm_run", "immediate_exit")
 _MMIO = offsetof("struct kvm_run", "mmio")
-_MMIO_DATA = offsetof("struct kvm_run", "mmio", "data")
 _MSR_ERROR = offsetof("struct kvm_run", "msr", "error")
 _HEAD = Struct(f"<I{offsetof('struct kvm_run', 'io') - _REASON - 4 if _MMIO else 0}xBBHIQ")
 """exit_reason, and the union read as kvm_run.io: direction, size, port, count, data_offset."""
-_MMIO_PART = Struct("<Q8sIB")
-"""kvm_run.mmio: phys_addr, data, len, is_write."""
+_FIELDS = Struct("<QQII")
+"""Of an access in the helper's context: address, value, size, and where in the page its data is."""
+_FIELDS_AT = offsetof("struct pyvmm_vcpu", "address")
+_OTHER, _PORT_WRITE, _PORT_READ, _MMIO_WRITE, _MMIO_READ, _NO_EXIT, _KIND, _POSTED, _WAKE = (
+    (0,) * 9
+    if PROBLEM
+    else (
+        *(lib.PYVMM_OTHER, lib.PYVMM_PORT_WRITE, lib.PYVMM_PORT_READ, lib.PYVMM_MMIO_WRITE, lib.PYVMM_MMIO_READ),
+        *(lib.PYVMM_NO_EXIT, lib.PYVMM_KIND, lib.PYVMM_POSTED, lib.PYVMM_WAKE),
+    )
+)
 _PAGE = 4096
 _KEEP_ANSWER = (Pio, Mmio, Rdmsr)
 
@@ -80,49 +97,99 @@ def kick_signal() -> int:
 class VcpuFd(VcpuState):
     """A virtual processor. One thread at a time runs it; `kick`, `immediate_exit` and reading are for any thread."""
 
-    __slots__ = ("_again", "_answer_at", "_map", "_runner", "_signal", "index")
+    __slots__ = (
+        "_again",
+        "_answer_at",
+        "_context",
+        "_debugged",
+        "_fields",
+        "_hot",
+        "_map",
+        "_page",
+        "_runner",
+        "_tell",
+        "_watched",
+        "index",
+    )
 
     def __init__(self, fd: int, index: int, mmap_size: int, vm: VmFd) -> None:
         """Takes over `fd`, and closes it if the map cannot be had."""
         super().__init__(fd)
         self.index = index
         self.vm = vm
-        self._runner = ffi.new("int *")  # the kernel's id of the thread that ran this vCPU last
         self._answer_at = 0
         self._again = 0
+        self._hot: NativeHot | None = None
+        self._tell: Tell | None = None
+        self._debugged = self._watched = False
+        self._page: Any = None
+        self._context: _kvm.pyvmm_vcpu = ffi.new("struct pyvmm_vcpu *", {"fd": fd})
+        # The kernel's id of the thread that ran this vCPU last.
+        self._runner = ffi.addressof(self._context, "runner")
+        self._fields = memoryview(ffi.buffer(self._context))[_FIELDS_AT : _FIELDS_AT + _FIELDS.size]
         try:
-            self._signal = kick_signal()
+            self._context.signal_number = kick_signal()
             try:
                 self._map = mmap.mmap(fd, mmap_size, mmap.MAP_SHARED)
             except OSError as error:
                 raise KvmError("mmap of a vCPU", error.errno or 0, cause("mmap", error.errno or 0)) from None
             keep_from_children(self._map)
+            self._page = ffi.from_buffer("struct kvm_run[]", self._map)
+            self._context.page = self._page
+            self._context.page_size = mmap_size
         except BaseException:
             self.close()
             raise
 
     def run(self) -> Exit:
-        """Run the guest until it needs user space: one KVM_RUN, other Python threads running meanwhile (4.10).
+        """Run the guest until it needs user space, other Python threads running meanwhile (4.10).
 
         Gives Interrupted after a kick or a signal, while `immediate_exit` is set, and once after another processor
         started this one. Raises KvmError for every other failure of KVM_RUN.
         """
-        error = lib.pyvmm_run(self._fd, self._runner, self._signal)
-        if error:
-            return self._no_exit(-error)
+        kind = lib.pyvmm_vcpu_run(self._context)
+        if not 0 <= kind <= _MMIO_READ or self._tell is not None:
+            kind = self._attend(kind)
+            if kind < 0:
+                return self._no_exit(-kind)
+        if kind == _OTHER:
+            return self._other()
+        address, value, size, self._answer_at = _FIELDS.unpack(self._fields)
+        if kind == _PORT_WRITE:
+            return Pio(address, size, 1, True, None, value)
+        if kind == _PORT_READ:
+            return Pio(address, size, 1, False)
+        if kind == _MMIO_WRITE:
+            return Mmio(address, size, True, None, value)
+        return Mmio(address, size, False)
+
+    def _attend(self, kind: int) -> int:
+        """See to what the helper wants beside an exit; what kind of exit it is, or minus an error number."""
+        while True:
+            if self._tell is not None:
+                for exit, tsc, rip in untold(self._context):
+                    self._tell(exit, tsc, rip)
+            hot = self._hot
+            if kind >= 0 and hot is not None:
+                if kind & _WAKE:
+                    hot.wake()
+                if kind & _POSTED:
+                    hot.drain()
+                kind &= _KIND
+            if kind != _NO_EXIT:
+                return kind
+            kind = lib.pyvmm_vcpu_run(self._context)
+
+    def _other(self) -> Exit:
+        """The exit that is in the page, if it is not the access that the helper has read."""
         page = self._map
         reason, direction, size, port, count, at = _HEAD.unpack_from(page, _REASON)
-        if reason == KVM_EXIT_IO:
-            if direction == KVM_EXIT_IO_OUT:
-                return Pio(port, size, count, True, page[at : at + size * count])
-            self._answer_at = at
-            return Pio(port, size, count, False)
-        if reason == KVM_EXIT_MMIO:
-            gpa, data, size, is_write = _MMIO_PART.unpack_from(page, _MMIO)
-            if is_write:
-                return Mmio(gpa, size, True, data[:size])
-            return Mmio(gpa, size, False)
-        return decode(page)
+        if reason != KVM_EXIT_IO:
+            return decode(page)
+        if direction == KVM_EXIT_IO_OUT:
+            return Pio(port, size, count, True, page[at : at + size * count])
+        self._answer_at = at
+        return Pio(port, size, count, False)
 
     def _no_exit(self, error: int) -> Exit:
         if error == EINTR or (error == EAGAIN and self._try_again()):
@@ -146,10 +213,11 @@ class VcpuFd(VcpuState):
         `data` is as long as the exit's class says, little-endian. Raises ValueError otherwise, and for an exit that
         asks for nothing.
         """
-        if isinstance(exit, Pio) and not exit.is_write:
-            length, at = exit.size * exit.count, self._answer_at
-        elif isinstance(exit, Mmio) and not exit.is_write:
-            length, at = exit.size, _MMIO_DATA
+        kind = exit.__class__
+        if kind is Pio and not exit.is_write:  # type: ignore[attr-defined]
+            length, at = exit.size * exit.count, self._answer_at  # type: ignore[attr-defined]
+        elif kind is Mmio and not exit.is_write:  # type: ignore[attr-defined]
+            length, at = exit.size, self._answer_at  # type: ignore[attr-defined]
         elif type(exit) in ANSWERS:
             length, at = 8, ANSWERS[type(exit)]
         else:
@@ -157,8 +225,8 @@ class VcpuFd(VcpuState):
         if len(data) != length:
             raise ValueError(f"the answer to {exit.describe()} has {length} bytes, not {len(data)}")
         self._map[at : at + length] = data
-        if isinstance(exit, _KEEP_ANSWER):
-            exit.data = data
+        if kind in _KEEP_ANSWER:
+            exit.data = data  # type: ignore[attr-defined]
 
     def refuse(self, exit: Exit) -> None:
         """Let the MSR access `exit` end in #GP in the guest (section 5, KVM_EXIT_X86_RDMSR)."""
@@ -182,7 +250,47 @@ class VcpuFd(VcpuState):
     def kick(self) -> None:
         """Make the `run()` under way, or the next one, come back. From any thread; of no effect once closed."""
         self.immediate_exit = True
-        check(lib.pyvmm_kick(self._runner, self._signal), "tgkill")
+        check(lib.pyvmm_kick(self._runner, self._context.signal_number), "tgkill")
+
+    # --- What the helper deals with ------------------------------------------------------------------------------
+
+    def serve(self, hot: NativeHot) -> None:
+        """Leave to the helper what the devices of `hot` do. Before the first `run()`."""
+        self._hot = hot
+        self._choose()
+
+    def tell(self, tell: Tell, at_once: bool) -> None:
+        """Call `tell` for each access that the helper deals with, in order, before the next `run()` returns.
+
+        With `at_once` it deals with none any more: every access is an exit. From any thread.
+        """
+        if at_once:
+            self._watched = True
+            self._choose()
+            return
+        self._tell = tell
+        if not self._context.tracing and self.vm.check_extension(KVM_CAP_SYNC_REGS) & KVM_SYNC_X86_REGS:
+            self._u64("kvm_valid_regs", self._context.page.kvm_valid_regs | KVM_SYNC_X86_REGS)
+            self._context.sync_regs = 1
+        self._context.tracing = 1
+
+    def guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
+        """As VcpuState's; while the guest is debugged every access is an exit."""
+        super().guest_debug(control, debugreg)
+        self._debugged = control != 0
+        self._choose()
+
+    def _choose(self) -> None:
+        served = self._hot is not None and not self._debugged and not self._watched
+        self._context.hot = self._hot.memory if served and self._hot is not None else ffi.NULL
+
+    def served(self) -> dict[type[Exit], int]:
+        """How many accesses the helper has dealt with, by the class of exit that each would have been. Any thread."""
+        return {Pio: self._context.port_accesses, Mmio: self._context.mmio_accesses}
+
+    def history(self, seen: Sequence[Exit], limit: int) -> list[Exit]:
+        """The last `limit` exits and accesses, oldest first; `seen` are the exits. While the vCPU stands still."""
+        return merged(self._context, seen, limit)
 
     def stats_fd(self) -> StatsFd:
         """KVM's counters of this vCPU (4.133; KVM_CAP_BINARY_STATS_FD)."""
@@ -240,7 +348,12 @@ class VcpuFd(VcpuState):
     def close(self) -> None:
         """Unmap, then close. Nobody may be in `run()`."""
         self._runner[0] = 0
+        self._context.fd = -1
         try:
+            if self._page is not None:
+                page, self._page = self._page, None
+                self._context.page = ffi.NULL
+                ffi.release(page)
             if hasattr(self, "_map"):
                 self._map.close()
         finally:

@@ -28,7 +28,7 @@ _PARTS: dict[str, tuple[type, bool]] = {
 """Settings that are objects: of which class, and whether there are several."""
 _PLAIN: dict[str, Kind] = {
     **dict.fromkeys(("kernel", "kernel_format", "kernel_entry", "cpu", "on_panic", "memory_backing"), Text()),
-    **dict.fromkeys(("transport", "name"), Text()),
+    **dict.fromkeys(("transport", "name", "exits"), Text()),
     "append": Text(1 << 20),
     **dict.fromkeys(("flat_mode", "initrd", "symbols"), Maybe(Text())),
     **dict.fromkeys(("mem", "cpus", "fault_seed"), U64),
@@ -49,7 +49,7 @@ _FIELDS: dict[str, Kind] = {
 }
 """Fields of the objects among the settings, by name: each means the same wherever it is."""
 _CHANGEABLE = (
-    *("disks", "fail_on", "name", "net", "on_panic", "stuck", "stuck_at_boot", "switch_interval", "symbols"),
+    *("disks", "exits", "fail_on", "name", "net", "on_panic", "stuck", "stuck_at_boot", "switch_interval", "symbols"),
     *("timeout", "virtio", "vsock"),
 )
 """What may be another in a VM that is restored: the rest is in the guest's memory."""

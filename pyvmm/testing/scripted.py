@@ -11,7 +11,7 @@ from pyvmm.kvm.exits import Exit, Interrupted, Mmio, Pio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 class ScriptedVcpu:
@@ -64,3 +64,16 @@ class ScriptedVcpu:
         if isinstance(exit, Pio | Mmio):
             exit.data = data
         self.answers.append(data)
+
+    # What a real vCPU leaves to the helper: nothing here.
+
+    def tell(self, tell: Callable[[Exit, int, int], None], at_once: bool) -> None:
+        """There will be nothing to tell."""
+
+    def served(self) -> Mapping[type[Exit], int]:
+        """None."""
+        return {}
+
+    def history(self, seen: Sequence[Exit], limit: int) -> Sequence[Exit]:
+        """Those that were seen."""
+        return seen

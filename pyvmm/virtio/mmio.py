@@ -1,13 +1,12 @@
 """virtio over MMIO, version 2: the registers by which a driver sees a device (virtio 1.3, 4.2).
 
-Imports transport, registers, state and spec. What is not a register's encoding is `Transport`'s, which other transports
-share, or `VirtioDevice`'s.
+Imports transport, registers, hot, state and spec. What is not a register's encoding is `Transport`'s, which other
+transports share, or `VirtioDevice`'s.
 """
 
 from __future__ import annotations
 
-from threading import Lock
-
+from pyvmm.hot import CLEAR, SHADOW, Window
 from pyvmm.registers import Field, Register, RegisterMap
 from pyvmm.state import Number
 from pyvmm.virtio.spec import (
@@ -17,7 +16,7 @@ from pyvmm.virtio.spec import (
     MMIO_MAGIC,
     MMIO_VERSION,
 )
-from pyvmm.virtio.transport import RING_PARTS, STATUS_FIELDS, Transport, ring_half
+from pyvmm.virtio.transport import RING_PARTS, STATUS_FIELDS, U32, Transport, ring_half
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ NO_REGION = 0xFFFFFFFF
 """Both halves of the length, and of the base, of a shared memory region that is not there."""
 
 
-def _register(name: str, offset: int, access: str, *fields: Field) -> Register:
-    return Register(name, offset, "virtio 1.3, 4.2.2", *fields, width=4, access=access)
+def _register(name: str, offset: int, access: str, *fields: Field, action: int = 0) -> Register:
+    return Register(name, offset, "virtio 1.3, 4.2.2", *fields, width=4, access=access, action=action)
 
 
 INTERRUPT_FIELDS = (
@@ -57,8 +56,8 @@ REGISTERS = RegisterMap(
     _register("QueueSize", 0x038, "w"),
     _register("QueueReady", 0x044, "rw"),
     _register("QueueNotify", 0x050, "w"),
-    _register("InterruptStatus", 0x060, "r", *INTERRUPT_FIELDS),
-    _register("InterruptACK", 0x064, "w", *INTERRUPT_FIELDS),
+    _register("InterruptStatus", 0x060, "r", *INTERRUPT_FIELDS, action=SHADOW),
+    _register("InterruptACK", 0x064, "w", *INTERRUPT_FIELDS, action=CLEAR),
     _register("Status", 0x070, "rw", *STATUS_FIELDS),
     _register("QueueDescLow", 0x080, "w"),
     _register("QueueDescHigh", 0x084, "w"),
@@ -75,6 +74,9 @@ REGISTERS = RegisterMap(
 )
 QUEUE_NOTIFY = REGISTERS["QueueNotify"].offset
 """What an ioeventfd listens to: a write of 4 bytes with the queue's index."""
+STATUS, ACK = REGISTERS["InterruptStatus"], REGISTERS["InterruptACK"]
+INTERRUPT_WINDOW = (STATUS.offset, STATUS.width + ACK.width, STATUS.width)
+"""What of a transport the run loop in C may see: offset, length and width of the registers."""
 
 
 class VirtioMmio(Transport):
@@ -84,15 +86,17 @@ class VirtioMmio(Transport):
     those of registers that are not there do. `interrupt()` signals an edge.
     """
 
-    __slots__ = ("_interrupt", "_pending", "_pending_lock")
+    __slots__ = ("_interrupt", "window")
 
     STATE = {**Transport.STATE, "_pending": Number(INTERRUPT_USED_BUFFER | INTERRUPT_CONFIG_CHANGE)}
 
-    def __init__(self, device: VirtioDevice, interrupt: Callable[[], None]) -> None:
+    def __init__(self, device: VirtioDevice, interrupt: Callable[[], None], window: Window | None = None) -> None:
+        """`window` is INTERRUPT_WINDOW; its slot is InterruptStatus, whose bits the data plane sets and vCPUs clear."""
         super().__init__(device)
         self._interrupt = interrupt
-        self._pending = 0
-        self._pending_lock = Lock()  # a leaf: the data plane sets bits while a vCPU clears others
+        self.window = window = window or Window(*INTERRUPT_WINDOW)
+        window.on_read(STATUS.offset, STATUS.action)
+        window.on_write(ACK.offset, ACK.action)
         device.notifications = self
 
     # --- Telling the driver -------------------------------------------------------------------------------------------
@@ -106,14 +110,21 @@ class VirtioMmio(Transport):
         self._signal(INTERRUPT_CONFIG_CHANGE)
 
     def _signal(self, event: int) -> None:
-        with self._pending_lock:
-            self._pending |= event
+        self.window.change(set=event)
         self._interrupt()
 
     @property
     def pending(self) -> int:
         """The events that the driver has not acknowledged: InterruptStatus."""
-        return self._pending
+        return self.window.slot
+
+    @property
+    def _pending(self) -> int:
+        return self.window.slot
+
+    @_pending.setter
+    def _pending(self, pending: int) -> None:
+        self.window.change(U32, pending)
 
     def remind(self) -> None:
         """Signal once more if there is something that the driver has not acknowledged.
@@ -184,13 +195,11 @@ class VirtioMmio(Transport):
         return self._pending
 
     def write_interruptack(self, value: int) -> None:
-        with self._pending_lock:
-            self._pending &= ~value
+        self.window.change(clear=value)
 
     def restarted(self) -> None:
         """The device has been reset, and nothing is left to be acknowledged."""
-        with self._pending_lock:
-            self._pending = 0
+        self.window.change(clear=U32)
 
     def read_shmlenlow(self) -> int:
         return NO_REGION

@@ -39,6 +39,7 @@ name = "web"
 agent = true
 faults = ["blk0:error"]
 fault_seed = 7
+exits = "plain"
 switch_interval = 0.001
 
 [[disk]]

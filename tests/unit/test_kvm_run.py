@@ -31,9 +31,11 @@ class FakeLib:
     def __getattr__(self, name):
         return getattr(_kvm.lib, name)
 
-    def pyvmm_run(self, fd, runner, number):
-        runner[0] = threading.get_native_id()
-        return self.results.pop(0) if self.results else 0
+    def pyvmm_vcpu_run(self, context):
+        context.runner = threading.get_native_id()
+        if context.fd < 0:
+            return -errno.EBADF
+        return self.results.pop(0) if self.results else _kvm.lib.pyvmm_serve(context)
 
     def pyvmm_kick(self, runner, number):
         self.kicked.append(runner[0])

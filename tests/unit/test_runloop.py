@@ -7,6 +7,7 @@ import pytest
 from pyvmm.bus import Bus
 from pyvmm.errors import VcpuStuckError
 from pyvmm.kvm.exits import FailEntry, InternalError, Mmio, Pio, Shutdown, Unknown
+from pyvmm.observe import Observer
 from pyvmm.runloop import HISTORY, Outcome, VcpuLoop, debug_exit
 from pyvmm.steering import Control
 from pyvmm.testing.scripted import ScriptedVcpu
@@ -286,7 +287,7 @@ def test_the_last_thread_of_an_ended_run_sees_all_vcpus_standing():
 def test_observers_see_exits_after_they_are_handled():
     seen = []
 
-    class Watcher:
+    class Watcher(Observer):
         def on_exit(self, vcpu, exit):
             seen.append((vcpu, exit.name, exit.data if isinstance(exit, Pio) else None))
 
