@@ -143,8 +143,7 @@ class NativeHot(Hot):
     """What the vCPUs of one VM share. `failed(error)` is told when what was posted could not be done."""
 
     def __init__(self, failed: Callable[[BaseException], None]) -> None:
-        """Raises KvmError when the process is out of descriptors."""
-        self.memory = ffi.new("struct pyvmm_hot *")
+        self.memory = ffi.new("struct pyvmm_hot *", {"timer": -1})
         self.ports = HotPlaces(lambda table: setattr(self.memory, "ports", table))
         self.mmio = HotPlaces(lambda table: setattr(self.memory, "mmio", table))
         self._groups: list[HotGroup] = []
@@ -152,7 +151,6 @@ class NativeHot(Hot):
         self._closing = False
         self._flusher: threading.Thread | None = None
         self._starting = threading.Lock()
-        self._timer = self.memory.timer = check(lib.pyvmm_timer(), "timerfd_create")
 
     def group(self) -> HotGroup:
         group = HotGroup()
@@ -177,16 +175,17 @@ class NativeHot(Hot):
         with self._starting:
             if self._flusher is None and not self._closing:
                 try:
+                    self.memory.timer = check(lib.pyvmm_timer(), "timerfd_create")
                     self._flusher = threads.start(threading.Thread(target=self._flush, name="flusher"))
                 except PyvmmError:
-                    self._closing = True  # no room for a thread: the guest is served as before
+                    self._closing = True  # no room for a descriptor or a thread: the guest is served as before
                     return
                 self.memory.flushed = 1
 
     def _flush(self) -> None:
         try:
             while True:
-                os.read(self._timer, 8)
+                os.read(self.memory.timer, 8)
                 if self._closing:
                     return
                 lib.pyvmm_disarm(self.memory)
@@ -197,10 +196,11 @@ class NativeHot(Hot):
     def close(self) -> None:
         with self._starting:
             self._closing = True
-        timer, self._timer = self._timer, -1
+        timer = self.memory.timer
         if timer < 0:
             return
         if self._flusher is not None and self._flusher.is_alive():  # not so in a child that was forked meanwhile
             lib.pyvmm_timer_expire(timer)
             self._flusher.join()
+        self.memory.timer = -1
         os.close(timer)
