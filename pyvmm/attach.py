@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pyvmm.backends.ports import PortBackend, PortLink
     from pyvmm.config import VmConfig
+    from pyvmm.hardware import Disk, Net
     from pyvmm.memory import GuestMemory
     from pyvmm.slots import Slot
     from pyvmm.virtio.console import VirtioConsole
@@ -75,7 +76,13 @@ class VirtioDevices:
         for slot in self._slots:
             device = self._make(slot)
             device.faults = self.faults
+            device.native = device.native and self._datapath(slot) == "native"
             self.devices.append(device)
+
+    def _datapath(self, slot: Slot) -> str:
+        config = self._config
+        own: dict[str, Sequence[Disk | Net]] = {"blk": config.disks, "net": config.nets}
+        return (own[slot.kind][slot.number].datapath if slot.kind in own else None) or config.datapath
 
     def _make(self, slot: Slot) -> VirtioDevice:
         config, name, number = self._config, slot.name, slot.number

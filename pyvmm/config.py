@@ -10,7 +10,7 @@ import os
 
 from pyvmm import layout
 from pyvmm.errors import UsageError
-from pyvmm.hardware import Disk, Net, Port, one_of
+from pyvmm.hardware import DATAPATHS, Disk, Net, Port, one_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class VmConfig:
     name             what other programs call the VM while it runs, or "": they do not learn of it
     faults           rules of faults on purpose, as `--fault` has them
     fault_seed       what decides on which requests they fall, where a rule has a rate
+    datapath         who moves the data of virtio devices: "native", which is C as far as it can, or "python" alone
     exits            "fast": a loop in C deals with accesses that a device leaves to it; "plain": Python sees them all
     switch_interval  seconds for sys.setswitchinterval() while VMs run, or None to leave it alone
 
@@ -139,6 +140,7 @@ class VmConfig:
         "balloon",
         "cpu",
         "cpus",
+        "datapath",
         "disks",
         "exits",
         "fail_on",
@@ -203,6 +205,7 @@ class VmConfig:
         name: str = "",
         faults: Sequence[str] = (),
         fault_seed: int = 0,
+        datapath: str = "native",
         exits: str = "fast",
         switch_interval: float | None = 50e-6,
     ) -> None:
@@ -237,6 +240,7 @@ class VmConfig:
         self.name = name
         self.faults = tuple(faults)
         self.fault_seed = fault_seed
+        self.datapath = one_of("data path", datapath, DATAPATHS)
         self.exits = one_of("way with exits", exits, EXITS)
         self.switch_interval = switch_interval
         self._check()

@@ -231,6 +231,7 @@ FIELDS: dict[str, Convert] = {
     "agent": YES,
     "faults": _texts,
     "fault_seed": NUMBER,
+    "datapath": TEXT,
     "exits": TEXT,
     "switch_interval": _seconds,
 }
@@ -248,6 +249,7 @@ SEVERAL: dict[str, tuple[str, Kind]] = {
             cache=TEXT,
             queues=NUMBER,
             serial=TEXT,
+            datapath=TEXT,
         ),
     ),
     "net": (
@@ -263,6 +265,7 @@ SEVERAL: dict[str, tuple[str, Kind]] = {
             forwards=_texts,
             pcap=_path,
             spoof=YES,
+            datapath=TEXT,
         ),
     ),
     "port": ("ports", Kind(Port, ("name",), name=TEXT, where=_where)),

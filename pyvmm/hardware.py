@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CACHE_MODES = ("writeback", "none", "unsafe")
 DISK_FORMATS = ("raw",)
 NET_KINDS = ("user", "tap", "socket")
+DATAPATHS = ("native", "python")
 MAX_QUEUES = 16
 MIN_MTU, MAX_MTU = 68, 65535
 """An IPv4 link carries 68 bytes at least (RFC 791, 3.2); the field has 16 bits (virtio 1.3, 5.1.4)."""
@@ -38,11 +39,12 @@ class Disk:
                "unsafe": flushes are ignored, for images that nobody needs afterwards
     queues     request queues, 1 to 16
     serial     what the disk says when asked for its name, up to 20 bytes of ASCII
+    datapath   one of DATAPATHS, or None: as the VM's
 
     Raises UsageError, which names the field.
     """
 
-    __slots__ = ("cache", "format", "overlay", "path", "queues", "readonly", "serial")
+    __slots__ = ("cache", "datapath", "format", "overlay", "path", "queues", "readonly", "serial")
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Disk:
         cache: str = "writeback",
         queues: int = 1,
         serial: str = "",
+        datapath: str | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self.readonly = readonly
@@ -62,6 +65,7 @@ class Disk:
         self.cache = one_of("cache mode", cache, CACHE_MODES)
         self.queues = queues
         self.serial = serial
+        self.datapath = None if datapath is None else one_of("data path", datapath, DATAPATHS)
         if not self.path:
             raise UsageError("a disk needs a path")
         if readonly and overlay:
@@ -84,9 +88,10 @@ class Net:
     forwards   ports of the host that lead into the guest, as "tcp:127.0.0.1:2222-:22" or "8080:80"; with `user` alone
     pcap       path of a file that gets all frames, or None
     spoof      whether the guest may send from other addresses than its own
+    datapath   one of DATAPATHS, or None: as the VM's
     """
 
-    __slots__ = ("forwards", "kind", "mac", "mtu", "pcap", "spoof", "target")
+    __slots__ = ("datapath", "forwards", "kind", "mac", "mtu", "pcap", "spoof", "target")
 
     def __init__(
         self,
@@ -98,6 +103,7 @@ class Net:
         forwards: Sequence[str] = (),
         pcap: str | os.PathLike[str] | None = None,
         spoof: bool = True,
+        datapath: str | None = None,
     ) -> None:
         self.kind = one_of("network", kind, NET_KINDS)
         self.target = target
@@ -106,6 +112,7 @@ class Net:
         self.forwards = tuple(forwards)
         self.pcap = None if pcap is None else os.fspath(pcap)
         self.spoof = spoof
+        self.datapath = None if datapath is None else one_of("data path", datapath, DATAPATHS)
         if mac is not None and (len(mac) != MAC_LENGTH or mac[0] & 1 or not any(mac)):
             raise UsageError(f"MAC address {mac.hex(':')!r} (expected 6 bytes of one station, not of a group)")
         if mtu is not None and not MIN_MTU <= mtu <= MAX_MTU:

@@ -12,7 +12,7 @@
 #define BLK_S_OK 0
 
 #define PUSH_BYTES (128 << 10) /* moved before the driver sees what is done: for small requests, a batch */
-#define CALL_BYTES (4 << 20)   /* moved in one call: a reset or a pause waits for its end */
+#define CALL_BYTES (32 << 20)  /* moved in one call: a reset or a pause waits for its end */
 #define WAITS 16               /* for more requests, in one call */
 #define WINDOW_LEAST 4000      /* nanoseconds of such a wait */
 

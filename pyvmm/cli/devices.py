@@ -23,8 +23,12 @@ FLAG = None
 
 
 def parse_disk(text: str) -> Disk:
-    """PATH[,ro][,overlay][,format=raw][,cache=...][,queues=N][,serial=S]. Raises UsageError."""
-    table: Table = {"ro": FLAG, "overlay": FLAG, "format": str, "cache": str, "queues": _number, "serial": str}
+    """PATH[,ro][,overlay][,format=raw][,cache=...][,queues=N][,serial=S][,datapath=...]. Raises UsageError."""
+    table: Table = {
+        **dict.fromkeys(("ro", "overlay"), FLAG),
+        **dict.fromkeys(("format", "cache", "serial", "datapath"), str),
+        "queues": _number,
+    }
     path, found = _path_first(text, table)
     if "ro" in found:
         found["readonly"] = found.pop("ro")
@@ -39,7 +43,7 @@ def parse_net(text: str) -> Net | None:
         return None
     if kind == "user" and target:
         raise UsageError(f"{first!r}: a user network has no name")
-    table: Table = {"mac": _mac, "mtu": _number, "hostfwd": _forward, "pcap": str, "no-spoof": FLAG}
+    table: Table = {"mac": _mac, "mtu": _number, "hostfwd": _forward, "pcap": str, "no-spoof": FLAG, "datapath": str}
     forwards = []
     rest = []
     for part in parts:

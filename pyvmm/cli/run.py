@@ -55,6 +55,7 @@ SETTINGS = (
     "cpus",
     "fail-on",
     "fault-seed",
+    "datapath",
     "exits",
     "flat-mode",
     "initrd",

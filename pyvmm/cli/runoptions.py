@@ -1,6 +1,7 @@
 """The options of `pyvmm run`, as one table.
 
-May import config, errors, options and progress; what reads the devices is imported where such an option is given.
+May import config, hardware, errors, options and progress; what reads the devices is imported where such an option is
+given.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pyvmm.config import (
     parse_size,
 )
 from pyvmm.errors import UsageError
+from pyvmm.hardware import DATAPATHS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ RUN = (
         "disk",
         "a disk, /dev/vda and so on: an image or block device; overlay: what is written is forgotten at the end",
         short="d",
-        metavar="PATH[,ro][,overlay][,cache=writeback|none|unsafe][,queues=N][,serial=S]",
+        metavar="PATH[,ro][,overlay][,cache=writeback|none|unsafe][,queues=N][,serial=S][,datapath=python]",
         convert=_device("parse_disk"),
         repeatable=True,
     ),
@@ -108,7 +110,7 @@ RUN = (
         "net",
         "a network, eth0 and so on: user is passt's, without privilege; socket joins VMs on this host",
         short="n",
-        metavar="user|tap[=NAME]|socket=PATH|none[,mac=M][,mtu=N][,hostfwd=tcp::2222-:22][,pcap=F][,no-spoof]",
+        metavar="user|tap[=NAME]|socket=PATH|none[,mac=M][,mtu=N][,hostfwd=tcp::2222-:22][,pcap=F][,no-spoof][,datapath=python]",
         convert=_device("parse_net"),
         repeatable=True,
     ),
@@ -169,6 +171,12 @@ RUN = (
         repeatable=True,
     ),
     Option("fault-seed", "what decides where faults with a rate fall (default 0)", metavar="N", convert=_number),
+    Option(
+        "datapath",
+        f"{', '.join(DATAPATHS)} (native: C moves the data of disks and networks; python: Python does)",
+        metavar="HOW",
+        convert=_one_of(DATAPATHS),
+    ),
     Option(
         "exits",
         f"{', '.join(EXITS)} (fast: a loop in C deals with what devices leave to it; plain: Python sees every exit)",

@@ -28,7 +28,7 @@ _PARTS: dict[str, tuple[type, bool]] = {
 """Settings that are objects: of which class, and whether there are several."""
 _PLAIN: dict[str, Kind] = {
     **dict.fromkeys(("kernel", "kernel_format", "kernel_entry", "cpu", "on_panic", "memory_backing"), Text()),
-    **dict.fromkeys(("transport", "name", "exits"), Text()),
+    **dict.fromkeys(("transport", "name", "datapath", "exits"), Text()),
     "append": Text(1 << 20),
     **dict.fromkeys(("flat_mode", "initrd", "symbols"), Maybe(Text())),
     **dict.fromkeys(("mem", "cpus", "fault_seed"), U64),
@@ -43,14 +43,14 @@ _FIELDS: dict[str, Kind] = {
     **dict.fromkeys(("overlay", "readonly", "spoof"), FLAG),
     **dict.fromkeys(("cid", "queues", "size"), U64),
     **dict.fromkeys(("mtu", "rate"), Maybe(U64)),
-    **dict.fromkeys(("pcap", "where"), Maybe(Text())),
+    **dict.fromkeys(("datapath", "pcap", "where"), Maybe(Text())),
     "forwards": Several(Text(), 1 << 10),
     "mac": Maybe(Bytes(MAC_LENGTH, container=bytes)),
 }
 """Fields of the objects among the settings, by name: each means the same wherever it is."""
 _CHANGEABLE = (
-    *("disks", "exits", "fail_on", "name", "net", "on_panic", "stuck", "stuck_at_boot", "switch_interval", "symbols"),
-    *("timeout", "virtio", "vsock"),
+    *("datapath", "disks", "exits", "fail_on", "name", "net", "on_panic", "stuck", "stuck_at_boot"),
+    *("switch_interval", "symbols", "timeout", "virtio", "vsock"),
 )
 """What may be another in a VM that is restored: the rest is in the guest's memory."""
 SETTINGS = tuple(name for name in VmConfig.__slots__ if name != "virtio")

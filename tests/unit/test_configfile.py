@@ -39,6 +39,7 @@ name = "web"
 agent = true
 faults = ["blk0:error"]
 fault_seed = 7
+datapath = "python"
 exits = "plain"
 switch_interval = 0.001
 
@@ -49,6 +50,7 @@ format = "raw"
 cache = "none"
 queues = 2
 serial = "one"
+datapath = "native"
 
 [[disk]]
 path = "/b.img"
@@ -61,6 +63,7 @@ mac = "52:54:00:12:34:56"
 mtu = 1400
 pcap = "net.pcap"
 spoof = false
+datapath = "python"
 
 [[net]]
 kind = "user"

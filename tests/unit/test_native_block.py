@@ -11,8 +11,13 @@ from struct import pack
 
 import pytest
 
+from pyvmm.attach import VirtioDevices
 from pyvmm.backends.direct import DirectDisk
 from pyvmm.backends.raw import RawDisk
+from pyvmm.config import VmConfig
+from pyvmm.errors import UsageError
+from pyvmm.hardware import Disk, Net
+from pyvmm.slots import slots
 from pyvmm.virtio import spec
 from pyvmm.virtio.block import TURN, VirtioBlock
 from pyvmm.virtio.blockplane import BlockPlane
@@ -364,3 +369,26 @@ def test_random_requests_are_answered_as_by_python():
     for seed in range(120):
         play(seed, totals)
     assert totals["by C"] > 500 and totals["by Python"] > 500 and totals["broken"] > 10, totals
+
+
+# --- Who chooses -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of_vm", "of_disk", "native"),
+    [("native", None, True), ("python", None, False), ("native", "python", False), ("python", "native", True)],
+)
+def test_a_disk_s_own_data_path_counts_before_the_vm_s(tmp_path, of_vm, of_disk, native):
+    path = tmp_path / "image"
+    path.write_bytes(bytes(SECTOR))
+    config = VmConfig("kernel", disks=[Disk(path, datapath=of_disk)], datapath=of_vm)
+    devices = VirtioDevices(config, slots(config, "mmio"), None, lambda: False)
+    devices.open()
+    assert [device.native for device in devices.devices] == [native]
+    devices.close()
+
+
+@pytest.mark.parametrize("make", [VmConfig, Disk, Net])
+def test_an_unknown_data_path_is_refused(make):
+    with pytest.raises(UsageError, match=r"^unknown data path 'c' \(expected native, python\)$"):
+        make("user", datapath="c")

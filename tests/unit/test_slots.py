@@ -137,6 +137,7 @@ def test_a_disk_is_read_from_its_option():
         ("x,format=qcow2", "unknown disk format 'qcow2'"),
         ("x,cache=fast", "unknown cache mode"),
         ("x,ro=1", "takes no value"),
+        ("x,datapath=c", "unknown data path"),
         ("x,cache=", "needs a value"),
         ("x,ro,ro", "given twice"),
         ("x,what", "unknown sub-option 'what'"),
