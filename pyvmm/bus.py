@@ -8,16 +8,16 @@ does, writes vanish, and both are counted.
 from __future__ import annotations
 
 from bisect import bisect_right
-from threading import Lock
+from threading import Lock, RLock
 
 from pyvmm.errors import BusConflictError
 from pyvmm.hot import IGNORE, Places, Window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from typing import Protocol
+    from typing import Any, Protocol
 
     class BusDevice(Protocol):
         """What the bus asks of a device. `lock` is held around every call; neither call may block or raise.
@@ -41,6 +41,56 @@ if TYPE_CHECKING:
 
 PORTS = 1 << 16
 """Size of the I/O address space (Intel SDM volume 1, 19.3)."""
+
+_making = RLock()
+"""Held while a device is made. It is a leaf but for the buses' own."""
+
+
+class Later:
+    """Stands on a bus for the device `name`, which `make()` makes when the guest, or who looks at the bus, asks for it.
+
+    A guest uses few of the devices that a PC has, and what makes them takes milliseconds to import.
+    """
+
+    __slots__ = ("_device", "_make", "_placed", "lock", "name")
+
+    def __init__(self, name: str, make: Callable[[], BusDevice]) -> None:
+        self.name = name
+        self.lock = Lock()
+        self._make = make
+        self._device: BusDevice | None = None
+        self._placed: list[Callable[[BusDevice], None]] = []
+
+    def get(self) -> Any:
+        """The device. Any thread."""
+        if self._device is None:
+            with _making:
+                if self._device is None:
+                    self._device = device = self._make()
+                    for place in self._placed:
+                        place(device)
+        return self._device
+
+    def when_made(self, place: Callable[[BusDevice], None]) -> None:
+        """Have `place(device)` called when it is made; for a bus."""
+        with _making:
+            if self._device is None:
+                self._placed.append(place)
+            else:
+                place(self._device)
+
+    def read(self, offset: int, size: int) -> int:
+        """What the guest's first access reads."""
+        device: BusDevice = self.get()
+        with device.lock:
+            return device.read(offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The guest's first access."""
+        device: BusDevice = self.get()
+        with device.lock:
+            device.write(offset, size, value)
+
 
 # Where one attached range starts, where it ends (exclusive), and who answers.
 Range = tuple[int, int, "BusDevice"]
@@ -112,9 +162,22 @@ class Bus:
                     )
             self._replace([*bases[:at], base, *bases[at:]], [*ranges[:at], (base, end, device), *ranges[at:]])
             self._place_ignored()
-            window = getattr(device, "window", None)
-            if isinstance(window, Window):
-                self._places.add(base + window.offset, window)
+            self._place(base, device)
+        if isinstance(device, Later):
+            device.when_made(lambda made: self._exchange(base, device, made))
+
+    def _place(self, base: int, device: BusDevice) -> None:
+        window = getattr(device, "window", None)
+        if isinstance(window, Window):
+            self._places.add(base + window.offset, window)
+
+    def _exchange(self, base: int, later: Later, device: BusDevice) -> None:
+        with self._changing:
+            bases, ranges = self._table
+            at = bisect_right(bases, base) - 1
+            if at >= 0 and ranges[at][2] is later:
+                self._replace(bases, [*ranges[:at], (base, ranges[at][1], device), *ranges[at + 1 :]])
+                self._place(base, device)
 
     def detach(self, base: int) -> None:
         """Remove the range that starts at `base`; KeyError if none does."""
@@ -144,7 +207,7 @@ class Bus:
     def ranges(self) -> Iterator[tuple[int, int, BusDevice]]:
         """All attached ranges as (base, length, device), by address."""
         for base, end, device in self._table[1]:
-            yield base, end - base, device
+            yield base, end - base, device.get() if isinstance(device, Later) else device
 
     def find(self, address: int, size: int) -> Range | None:
         """The range (base, end, device) that holds all `size` bytes at `address`, or None."""
@@ -193,6 +256,9 @@ class Bus:
         A device that has `write_many(offset, size, data)` gets them in one call.
         """
         found = self.find(port, size)
+        if found is not None and isinstance(found[2], Later):
+            found[2].get()
+            found = self.find(port, size)
         write_many = None if found is None else getattr(found[2], "write_many", None)
         if found is not None and write_many is not None:
             with found[2].lock:

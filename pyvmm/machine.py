@@ -1,24 +1,15 @@
 """The PC that every guest finds: two buses, the platform devices on them, and how each can end the run.
 
-Imports the buses and the device models; no KVM: interrupts leave through a callable, so the whole machine also runs
-under a scripted vCPU. The interrupt controllers and the PIT are KVM's own and do not appear here.
+Imports the buses, and each device model when the guest, or somebody else, first asks for that device; no KVM:
+interrupts leave through a callable, so the whole machine also runs under a scripted vCPU. The interrupt controllers and
+the PIT are KVM's own and do not appear here.
 """
 
 from __future__ import annotations
 
 from pyvmm import layout
-from pyvmm.bus import PORTS, Bus
-from pyvmm.devices.acpipm import AcpiPm
-from pyvmm.devices.debugcon import DebugCon
-from pyvmm.devices.debugexit import DebugExit
-from pyvmm.devices.i8042 import I8042
-from pyvmm.devices.port92 import Port92
-from pyvmm.devices.pvpanic import PvPanic
-from pyvmm.devices.resetcontrol import AmongConfigPorts, ResetControl
-from pyvmm.devices.rtc import Rtc
-from pyvmm.devices.serial import Serial
+from pyvmm.bus import PORTS, Bus, Later
 from pyvmm.errors import STATUS_PANIC
-from pyvmm.events import IrqLine
 from pyvmm.hot import Hot
 from pyvmm.runloop import Outcome, debug_exit
 
@@ -27,15 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pyvmm.bus import BusDevice
+    from pyvmm.devices.acpipm import AcpiPm
+    from pyvmm.devices.i8042 import I8042
+    from pyvmm.devices.resetcontrol import ResetControl
+    from pyvmm.devices.rtc import Rtc
+    from pyvmm.devices.serial import Serial
+    from pyvmm.events import IrqLine
 
 
 class Machine:
-    """Buses `ports` and `mmio` with the platform devices attached.
+    """Buses `ports` and `mmio` with the platform devices attached."""
 
-    `serial` is COM1, the guest's console; `pm` has the power button.
-    """
-
-    __slots__ = ("_reset_control", "hot", "mmio", "pm", "ports", "rtc", "serial")
+    __slots__ = ("_interrupt", "_keyboard", "_pm", "_reset_control", "_rtc", "_serial", "hot", "mmio", "ports")
 
     def __init__(
         self,
@@ -44,56 +38,133 @@ class Machine:
         output: Callable[[bytes], None],
         end: Callable[[Outcome], None],
         hot: Hot | None = None,
+        input_ready: Callable[[], None] | None = None,
     ) -> None:
         """Assemble the machine.
 
         `ram` is its memory as (gpa, length), which the CMOS reports; `interrupt(gsi, asserted)` sets the level of an
         interrupt line; `output` takes what the guest writes to its consoles; `end` ends the run; `hot` makes
-        the windows through which the run loop in C sees devices, None: it sees none.
+        the windows through which the run loop in C sees devices, None: it sees none. `input_ready()` is called when
+        `receive`, having taken less than it was given, would take more.
         """
-
-        def line(gsi: int) -> IrqLine:
-            return IrqLine(lambda asserted: interrupt(gsi, asserted))
 
         def reset(cause: str) -> Callable[[], None]:
             return lambda: end(Outcome("reboot", 0, f"the guest reset the machine through {cause}"))
 
-        below_4g = sum(length for gpa, length in ram if gpa < layout.HOLE_END)
-        above_4g = sum(length for gpa, length in ram if gpa >= layout.HOLE_END)
+        self._interrupt = interrupt
+        self._keyboard: I8042 | None = None
         self.hot = hot = hot or Hot()
         self.ports = Bus("port", PORTS, hot.ports)
         self.mmio = Bus("MMIO", 1 << 52, hot.mmio)
         consoles = hot.group()  # one: what the guest writes to them ends up in one place, in that order
-        self.serial = Serial(line(layout.SERIAL_IRQ), output, waits=True, group=consoles)
-        self.rtc = Rtc(below_4g, above_4g, group=hot.group())
-        self.pm = AcpiPm(
-            line(layout.SCI_IRQ),
-            lambda: end(Outcome("power-off", 0, "the guest switched the machine off")),
-            off_types=(layout.ACPI_S5_SLEEP_TYPE, 0),
-        )
-        self._reset_control = ResetControl(reset("port 0xcf9"))
-        keyboard = I8042(reset("the i8042 keyboard controller"))
+        clock = hot.group()
+
+        def serial() -> Serial:
+            from pyvmm.devices.serial import Serial
+
+            made = Serial(self._line(layout.SERIAL_IRQ), output, waits=True, group=consoles)
+            made.on_input_drained = input_ready
+            return made
+
+        def rtc() -> Rtc:
+            from pyvmm.devices.rtc import Rtc
+
+            below_4g = sum(length for gpa, length in ram if gpa < layout.HOLE_END)
+            above_4g = sum(length for gpa, length in ram if gpa >= layout.HOLE_END)
+            return Rtc(below_4g, above_4g, group=clock)
+
+        def pm() -> AcpiPm:
+            from pyvmm.devices.acpipm import AcpiPm
+
+            def off() -> None:
+                end(Outcome("power-off", 0, "the guest switched the machine off"))
+
+            return AcpiPm(self._line(layout.SCI_IRQ), off, off_types=(layout.ACPI_S5_SLEEP_TYPE, 0))
+
+        def keyboard() -> I8042:
+            if self._keyboard is None:
+                from pyvmm.devices.i8042 import I8042
+
+                self._keyboard = I8042(reset("the i8042 keyboard controller"))
+            return self._keyboard
+
+        def port92() -> BusDevice:
+            from pyvmm.devices.port92 import Port92
+
+            return Port92(reset("port 0x92"))
+
+        def reset_control() -> ResetControl:
+            from pyvmm.devices.resetcontrol import ResetControl
+
+            return ResetControl(reset("port 0xcf9"))
+
+        def pvpanic() -> BusDevice:
+            from pyvmm.devices.pvpanic import PvPanic
+
+            return PvPanic(lambda: end(Outcome("panic", STATUS_PANIC, "the guest's kernel panicked")))
+
+        def debugexit() -> BusDevice:
+            from pyvmm.devices.debugexit import DebugExit
+
+            return DebugExit(lambda value: end(debug_exit(value)))
+
+        def debugcon(name: str) -> BusDevice:
+            from pyvmm.devices.debugcon import DebugCon
+
+            return DebugCon(output, name, consoles)
+
+        self._serial = Later("serial", serial)
+        self._rtc = Later("rtc", rtc)
+        self._pm = Later("acpi-pm", pm)
+        self._reset_control = Later("resetcontrol", reset_control)
         attach = self.ports.attach
-        attach(layout.SERIAL_PORT, 8, self.serial)
-        attach(layout.CMOS_PORT, 2, self.rtc)
-        attach(layout.I8042_DATA_PORT, 1, keyboard.data_port)
-        attach(layout.I8042_COMMAND_PORT, 1, keyboard.command_port)
-        attach(layout.PORT_92, 1, Port92(reset("port 0x92")))
+        attach(layout.SERIAL_PORT, 8, self._serial)
+        attach(layout.CMOS_PORT, 2, self._rtc)
+        attach(layout.I8042_DATA_PORT, 1, Later("i8042", lambda: keyboard().data_port))
+        attach(layout.I8042_COMMAND_PORT, 1, Later("i8042", lambda: keyboard().command_port))
+        attach(layout.PORT_92, 1, Later("port92", port92))
         attach(layout.RESET_CONTROL_PORT, 1, self._reset_control)
-        attach(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, self.pm)
-        attach(
-            layout.PVPANIC_PORT, 1, PvPanic(lambda: end(Outcome("panic", STATUS_PANIC, "the guest's kernel panicked")))
-        )
-        attach(layout.DEBUG_EXIT_PORT, 4, DebugExit(lambda value: end(debug_exit(value))))
-        attach(layout.DEBUG_CONSOLE_PORT, 1, DebugCon(output, "debugcon", consoles))
-        attach(layout.FIRMWARE_DEBUG_PORT, 1, DebugCon(output, "firmware-debugcon", consoles))
+        attach(layout.ACPI_PM_PORT, layout.ACPI_PM_PORTS, self._pm)
+        attach(layout.PVPANIC_PORT, 1, Later("pvpanic", pvpanic))
+        attach(layout.DEBUG_EXIT_PORT, 4, Later("debugexit", debugexit))
+        attach(layout.DEBUG_CONSOLE_PORT, 1, Later("debugcon", lambda: debugcon("debugcon")))
+        attach(layout.FIRMWARE_DEBUG_PORT, 1, Later("firmware-debugcon", lambda: debugcon("firmware-debugcon")))
         self.ports.ignore(layout.POST_CODE_PORT, hot.window(0, 1, 1))
+
+    def _line(self, gsi: int) -> IrqLine:
+        from pyvmm.events import IrqLine
+
+        return IrqLine(lambda asserted: self._interrupt(gsi, asserted))
+
+    @property
+    def serial(self) -> Serial:
+        """COM1, the guest's console."""
+        device: Serial = self._serial.get()
+        return device
+
+    @property
+    def rtc(self) -> Rtc:
+        """The clock, and the CMOS memory."""
+        device: Rtc = self._rtc.get()
+        return device
+
+    @property
+    def pm(self) -> AcpiPm:
+        """ACPI's fixed hardware, which has the power button."""
+        device: AcpiPm = self._pm.get()
+        return device
+
+    def receive(self, data: bytes) -> int:
+        """Input for the guest's console; returns how many bytes it took."""
+        return self.serial.receive(data)
 
     def add_pci(self, bridge: BusDevice) -> None:
         """Let `bridge` answer at the 8 ports of configuration mechanism 1, but for the reset control register's byte.
 
         Once at most, before the guest runs. Without it a guest finds nothing there, and so no PCI.
         """
-        ports = AmongConfigPorts(bridge, self._reset_control)
+        from pyvmm.devices.resetcontrol import AmongConfigPorts
+
+        ports = AmongConfigPorts(bridge, self._reset_control.get())
         self.ports.detach(layout.RESET_CONTROL_PORT)
         self.ports.attach(layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_PORTS, ports)

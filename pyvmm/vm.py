@@ -244,14 +244,14 @@ class VM(Endings, GuestParts):
         self.load()
         ram = layout.ram_ranges(self.config.mem)
         hot = self._hot()
-        self._machine = Machine(ram, fd.irq_line, self._output, self._diagnosis.guest_ends, hot)
+        ends, room = self._diagnosis.guest_ends, self.console.input_ready
+        self._machine = Machine(ram, fd.irq_line, self._output, ends, hot, room)
         for own in self._own:
             self._attach(*own)
         if self._virtio is not None:
             from pyvmm.wiring import wiring
 
             self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd))
-        self.machine.serial.on_input_drained = self.console.input_ready
         self._vcpus = self._origin.create_vcpus(kvm, fd, self.host)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
         adding.finish()
@@ -320,7 +320,7 @@ class VM(Endings, GuestParts):
 
     def _console_link(self) -> ConsoleLink:
         """The console's two ends in the machine: the serial port and, if there is one, the virtio console's."""
-        self._link = link = ConsoleLink(self.machine.serial.receive, self._control)
+        self._link = link = ConsoleLink(self.machine.receive, self._control)
         if self._virtio is not None and self._virtio.console is not None:
             port = self._virtio.console.ports[0]
             port.output = self._output

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from bisect import bisect_right
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm import bus as bus_module
-from pyvmm.bus import Bus
+from pyvmm.bus import Bus, Later
 from pyvmm.errors import BusConflictError
+from pyvmm.machine import Machine
 
 
 class Recorder:
@@ -195,3 +197,81 @@ def test_dispatch_agrees_with_a_plain_search(ranges, accesses):
         expected = owner[0].value if owner else (1 << size * 8) - 1
         assert bus.read(address, size) == expected
     assert [base for base, _, _ in bus.ranges()] == sorted(start for start, _, _ in attached)
+
+
+# --- Devices that are made when somebody asks for them ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("access", ["read", "write", "string", "look", "overlap"])
+def test_a_device_is_made_for_the_first_that_asks(access):
+    made, bus = [], Bus("port", 1 << 16)
+
+    def make():
+        made.append(Recorder("late", 0x5A))
+        return made[-1]
+
+    late = Later("late", make)
+    bus.attach(0x60, 1, late)
+    bus.attach(0x61, 1, Recorder("other"))
+    if access == "overlap":
+        with pytest.raises(BusConflictError, match="overlaps late at 0x60-0x60"):
+            bus.attach(0x60, 1, Recorder("second"))
+        assert made == [], "a name is all that this takes"
+        return
+    assert made == []
+    for _ in range(2):
+        if access == "read":
+            assert bus.read(0x60, 1) == 0x5A
+        elif access == "write":
+            bus.write(0x60, 1, 0x41)
+        elif access == "string":
+            bus.write_string(0x60, 1, b"A")
+        else:
+            assert [device.name for _, _, device in bus.ranges()] == ["late", "other"]
+    assert len(made) == 1 and late.get() is made[0]
+    assert access == "look" or len(made[0].seen) == 2
+    found = bus.find(0x60, 1)
+    assert found is not None and found[2] is made[0], "it stands there itself from now on"
+
+
+def test_a_device_that_is_made_is_attached_as_it_is():
+    bus, device = Bus("port", 1 << 16), Recorder("late", 7)
+    late = Later("late", lambda: device)
+    assert late.get() is device
+    bus.attach(0x60, 1, late)
+    assert next(bus.ranges()) == (0x60, 1, device)
+    bus.detach(0x60)
+    assert bus.read(0x60, 1) == 0xFF
+
+
+def test_two_processors_make_one_device():
+    made, bus, ready = [], Bus("port", 1 << 16), threading.Barrier(8)
+
+    def make():
+        made.append(Recorder("late", 1))
+        time.sleep(0.01)
+        return made[-1]
+
+    bus.attach(0x60, 1, Later("late", make))
+    threads = [threading.Thread(target=lambda: (ready.wait(), bus.read(0x60, 1))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and len(made[0].seen) == 8
+
+
+def test_a_device_detached_before_it_is_made_stays_away():
+    bus = Bus("port", 1 << 16)
+    late = Later("late", Recorder)
+    bus.attach(0x60, 1, late)
+    bus.detach(0x60)
+    late.get()
+    assert list(bus.ranges()) == []
+
+
+def test_the_devices_of_a_machine_are_called_what_they_are():
+    machine = Machine([(0, 1 << 20)], lambda *_: None, lambda _: None, lambda _: None)
+    bus = machine.ports
+    named = [device.name for _, _, device in bus._table[1]]
+    assert [device.name for _, _, device in bus.ranges()] == named
