@@ -49,6 +49,8 @@ class Lib:
     def pyvmm_block_serve(self, block: Any, queue: Any, limit: int) -> int: ...
     def pyvmm_net_transmit(self, net: Any, queue: Any, frames: Any, budget: int) -> int: ...
     def pyvmm_net_receive(self, net: Any, queue: Any, frames: Any, budget: int) -> int: ...
+    def pyvmm_console_gather(self, console: Any, queue: Any) -> int: ...
+    def pyvmm_console_give_back(self, console: Any, queue: Any, count: int) -> None: ...
     PYVMM_AVAIL_JUMPS: int
     PYVMM_HEAD_RANGE: int
     PYVMM_HEAD_IN_FLIGHT: int
@@ -81,6 +83,8 @@ class Lib:
     PYVMM_NET_ALL: int
     PYVMM_NET_OWN: int
     PYVMM_NET_BROADCAST: int
+    PYVMM_CONSOLE_BATCH: int
+    PYVMM_CONSOLE_IOVECS: int
 
 ffi: FFI
 lib: Lib
@@ -110,6 +114,14 @@ class pyvmm_chain:
     first: int
     readable_length: int
     writable_length: int
+
+class pyvmm_console:
+    buffer: Any
+    size: int
+    filled: int
+    chains: Array[pyvmm_chain]
+    used: Array[pyvmm_used]
+    iov: Array[iovec]
 
 class pyvmm_frames:
     fd: int

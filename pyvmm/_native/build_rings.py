@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 COMMON = SimpleNamespace(**runpy.run_path(str(HERE / "build_common.py")))
 
-PARTS = ("rings", "block", "net")
+PARTS = ("rings", "block", "net", "console")
 """The engine and the data planes: for each a header and a C file, in the order in which they need one another."""
 
 IOVEC = "struct iovec { void *iov_base; size_t iov_len; };\n"

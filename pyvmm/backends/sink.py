@@ -13,8 +13,12 @@ seconds of output come together before it writes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
+import stat
+import sys
+import termios
 import threading
 import time
 
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
 HIGH_WATER = 64 << 10
 LOW_WATER = 16 << 10
 PIECE = 4096
-"""Bytes of one write(2): what a pipe that polls as writable takes whole (PIPE_BUF, pipe(7))."""
+"""Bytes of one write(2) that may block, so that a slow reader makes progress that is seen."""
 GATHER = 0.002
 CLOSE_WAIT = 0.5
 """Seconds that close() waits for the thread. One stuck in write(2) is left behind; it is a daemon."""
@@ -210,7 +214,7 @@ class OutputSink:
             done = 0
             while done < len(view) and self._fd == fd:
                 try:
-                    count = os.write(fd, view[done : done + PIECE])
+                    count = os.write(fd, view[done : done + (PIECE if len(view) - done <= PIECE else _room(fd))])
                 except BlockingIOError:
                     self._wait_writable(fd)
                     continue
@@ -238,3 +242,18 @@ class OutputSink:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             pass
+
+
+def _room(fd: int) -> int:
+    """How many bytes to write to `fd` at once: PIECE, or as many as it takes without blocking where that is known.
+
+    What a pipe says of itself counts bytes, and it holds pages: once they are not full a write may block after all, for
+    as long as it takes somebody to read them. Raises OSError.
+    """
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISREG(kind) or not os.get_blocking(fd):
+        return HIGH_WATER
+    if stat.S_ISFIFO(kind):
+        waiting = int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+        return max(PIECE, fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) - waiting)
+    return PIECE

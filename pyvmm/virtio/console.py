@@ -1,7 +1,7 @@
 """The console device: a console, and named ports beside it (virtio 1.3, 5.3).
 
-Imports device, port, state and spec. Linux calls port 0 /dev/hvc0 and the others /dev/vport0p1 and on, with their names
-below /dev/virtio-ports.
+Imports consoleplane, device, native, port, state and spec. Linux calls port 0 /dev/hvc0 and the others /dev/vport0p1
+and on, with their names below /dev/virtio-ports.
 
 What the driver is to be told over the control receiveq is not queued: it follows from comparing how each port is with
 what the driver was told of it. So it is bounded, however rarely the driver provides buffers.
@@ -13,7 +13,9 @@ from struct import Struct
 
 from pyvmm.errors import UsageError
 from pyvmm.state import FLAG, U16, StateError
+from pyvmm.virtio.consoleplane import ConsolePlane
 from pyvmm.virtio.device import VirtioDevice
+from pyvmm.virtio.native import PROBLEM
 from pyvmm.virtio.port import Port
 from pyvmm.virtio.spec import (
     CONSOLE_DEVICE_READY,
@@ -68,6 +70,7 @@ class VirtioConsole(VirtioDevice):
         self.ports = tuple(ports)
         self.columns, self.rows = COLUMNS, ROWS
         self._driver_ready = False
+        self._plane = None if PROBLEM else ConsolePlane(PIECE)
         for number, port in enumerate(self.ports):
             port.attach(self.nudge, number, receiveq=2 * number + 2 if number else 0)
 
@@ -165,8 +168,14 @@ class VirtioConsole(VirtioDevice):
     def _transmit(self, port: Port, queue: Virtqueue) -> None:
         """Hand out what the guest writes, piece by piece, until there is no more or the port is held."""
         queue.suppress()
+        plane = self._plane if self.native and self.faults is None else None
         while queue.ready and not port.held:
             if port.chain is None:
+                if plane is not None and (gathered := plane.gather(queue)) is not None:
+                    if gathered:
+                        port.write(gathered)
+                    plane.give_back(queue)
+                    continue
                 port.chain = queue.pop()
             chain = port.chain
             if chain is None:

@@ -61,6 +61,7 @@ class Console(Subject):
             each.on_open = lambda opened: kinds.add("port: opened" if opened else "port: closed")
             each.on_input_drained = lambda: kinds.add("input: drained")
         self.device = VirtioConsole(self.ports)
+        self.device.native = settings.get("native", True)
         self._hold_after = 0
         self._heard = 0
 
@@ -75,6 +76,10 @@ class Console(Subject):
             if not self._hold_after:
                 for each in self.ports:
                     each.hold()
+
+    @staticmethod
+    def settings(draw):
+        return {"native": not draw.rarely(3)}
 
     @staticmethod
     def request(draw):
