@@ -21,7 +21,7 @@ NATIVE_SOURCES := setup.py $(wildcard pyvmm/_native/*.py pyvmm/_native/*.c pyvmm
 	pyvmm/kvm/constants.py pyvmm/kvm/exits.py
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
 
-.PHONY: help demo test-unit test soak conformance fuzz lint bench images clean
+.PHONY: help demo test-unit test soak conformance fuzz fuzz-native lint bench images clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -32,6 +32,7 @@ help:
 	@echo "make soak       the long counts: thousands of VMs, random kills, sanitizers"
 	@echo "make conformance  what the virtio standard demands, its tests, and a mutant of the device for each"
 	@echo "make fuzz         random drivers against every virtio device, until interrupted"
+	@echo "make fuzz-native  libFuzzer on the data paths in C, until interrupted (needs clang)"
 	@echo "make lint       ruff, mypy --strict, the layers"
 	@echo "make bench      measure, print a table, write JSON and a plot"
 	@echo "make images     build every small guest and Linux image into the cache"
@@ -70,6 +71,11 @@ fuzz:
 	@scripts/tools.sh build
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
 	@$(VENV)/bin/python -m tests.fuzz $(or $(ARGS),--seconds inf --seed $$(date +%s))
+
+fuzz-native:
+	@scripts/tools.sh build
+	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
+	@$(VENV)/bin/python -m tests.native.fuzz $(ARGS)
 
 lint:
 	@scripts/tools.sh build

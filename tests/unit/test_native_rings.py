@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
 from collections import Counter
 from struct import pack
 
@@ -14,6 +15,7 @@ from pyvmm.memory import GuestMemory
 from pyvmm.virtio import spec
 from pyvmm.virtio.native import ffi, lib, native_queue
 from pyvmm.virtio.queue import QueueError, Virtqueue
+from tests.native import fuzz
 from tests.support.virtiodriver import INDIRECT, NEXT, WRITE
 
 
@@ -328,3 +330,33 @@ def test_random_and_hostile_rings_are_as_in_python(mixed):
     assert not [kind for kind in SAYS if not in_c[kind]], in_c
     assert errors[0] > 1000
     assert all(called[name] for name in ("pop", "unpop", "push", "wants_interrupt", "suppress", "listen", "no room"))
+
+
+# --- By itself, under the sanitizers ---------------------------------------------------------------------------------
+
+ASAN = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+TSAN = ("-fsanitize=thread", "-Wno-tsan")  # gcc's does not know fences, and acquire and release are enough for it
+
+
+def run(*command, seconds=60):
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=seconds)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize(
+    ("options", "rounds"),
+    [(ASAN, ("random 5000", "threads 20000")), (TSAN, ("threads 5000",)), (("-O2",), ("threads 60000",))],
+    ids=["address and undefined", "thread", "none"],
+)
+def test_the_c_files_by_themselves(tmp_path, options, rounds):
+    run(*fuzz.compiled("gcc", tmp_path / "driver", *options))
+    for round in rounds:
+        assert run(tmp_path / "driver", *round.split()).stdout == "ok\n"
+
+
+@pytest.mark.needs("gcc", "clang")
+def test_nothing_is_found_by_a_fuzzer_in_some_seconds(tmp_path):
+    """`make fuzz-native` is the same for as long as one likes."""
+    fuzz.main(["--seconds", "3", "--folder", str(tmp_path)])
