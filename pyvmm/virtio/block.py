@@ -2,8 +2,9 @@
 
 Imports block_request, blockplane, device, chain, native, spec, state and errors. A request is parsed whole, then
 executed, then answered: one place writes the status byte. Plain reads and writes C does alone, where it may. Requests
-are served one after the other on the device's data plane: never is more than one in hand, and a flush comes after every
-write that was answered before it was asked for.
+are served one after the other on the device's data plane: never is more than one in hand (C takes some at a time from
+the queue, and gives back what it has not done), and a flush comes after every write that was answered before it was
+asked for.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 CAPACITY = 256
@@ -9,10 +10,13 @@ CAPACITY = 256
 
 
 class MemoryDisk:
-    """A Disk of `sectors`. `calls` has the name of every method called with its numbers; `fails` an errno by name."""
+    """A Disk of `sectors`. `calls` has the name of every method called with its numbers; `fails` an errno by name.
+
+    `straighten()` lets C read and write by itself, as far as nothing is to fail; of that `calls` has nothing.
+    """
 
     path = "memory"
-    straight = None
+    _fd = -1
 
     def __init__(self, sectors=CAPACITY, readonly=False, durable=True, block_size=512, may_unmap=True):
         self.data = bytearray(b"".join((b"%-15d\n" % number) * 32 for number in range(sectors)))
@@ -22,6 +26,15 @@ class MemoryDisk:
         self.calls = []
         self.fails = {}
         self.closed = False
+
+    def straighten(self):
+        self._fd = os.memfd_create("disk")
+        os.pwrite(self._fd, self.data, 0)
+        self.data = mmap.mmap(self._fd, self.size)
+
+    @property
+    def straight(self):
+        return None if self._fd < 0 or self.fails else (self._fd, self.size, 1)
 
     def _did(self, name, *numbers):
         self.calls.append((name, *numbers))
@@ -58,11 +71,18 @@ class MemoryDisk:
 
     def resize(self, size):
         self._did("resize", size)
-        self.data = self.data[:size].ljust(size, b"\0")
+        if self._fd < 0:
+            self.data = self.data[:size].ljust(size, b"\0")
+        else:
+            os.ftruncate(self._fd, size)
+            self.data = mmap.mmap(self._fd, size)
         self.size = size
 
     def close(self):
         self.closed = True
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def sector(self, number, count=1):
         return bytes(self.data[512 * number : 512 * (number + count)])

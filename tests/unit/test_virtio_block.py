@@ -61,21 +61,31 @@ class BlockDriver(Driver):
         return self.ask([header(kind), b"".join(segments)], [1])
 
 
-@pytest.fixture
-def block():
-    driver = BlockDriver().bring_up()
-    yield driver
-    driver.close()
+@pytest.fixture(params=["python", "native"])
+def datapath(request):
+    """Who reads and writes where it may be either."""
+    return request.param
+
+
+seen_by_disk = pytest.mark.parametrize("datapath", ["python"], indirect=True)
+"""For a test that looks at what the disk in memory is told to do, of which C tells it nothing."""
 
 
 @pytest.fixture
-def made():
+def block(made):
+    return made()
+
+
+@pytest.fixture
+def made(datapath):
     """Makes drivers and closes them."""
     drivers = []
 
     def make(disk=None, features=None, without=(), **options):
         driver = BlockDriver(disk, **options)
         drivers.append(driver)
+        if datapath == "native" and len(getattr(driver.disk, "data", b"")) == driver.disk.size:
+            driver.disk.straighten()
         return driver.bring_up(features, without)
 
     yield make
@@ -140,6 +150,7 @@ def test_nothing_can_be_read_and_written_anywhere_on_the_disk(block):
     works(block)
 
 
+@seen_by_disk
 def test_a_flush_reaches_the_disk_once_and_in_its_place(block):
     block.write(0, bytes(512))
     assert block.flush() == (BLK_S_OK, 1, b"")
@@ -205,6 +216,7 @@ def test_every_queue_serves(made):
     assert driver.read(0, 4, queue=3)[2] == b"".join(bytes([queue]) * 512 for queue in range(4))
 
 
+@seen_by_disk
 def test_a_batch_is_answered_in_one_go_and_told_of_in_between(block):
     """A driver that keeps the queue filled learns of what is done before the batch ends."""
     ring = block.rings[0]
@@ -219,6 +231,7 @@ def test_a_batch_is_answered_in_one_go_and_told_of_in_between(block):
     assert all(written == 513 for _, written in ring.used())
 
 
+@seen_by_disk
 def test_a_queue_that_never_runs_empty_lets_others_have_their_turn(block):
     """The driver asks again as soon as it gets an answer: the plane is free now and then, and nothing is left over."""
     block.bring_up(size=16)
@@ -363,6 +376,7 @@ def test_a_disk_that_is_not_safe_offers_no_flush(made):
 FLUSH, WCE = spec.BLK_F_FLUSH, spec.BLK_F_CONFIG_WCE
 
 
+@seen_by_disk
 @pytest.mark.parametrize(
     ("features", "stable"), [((), True), ((FLUSH,), False), ((WCE,), True), ((FLUSH, WCE), False)], ids=str
 )
@@ -383,6 +397,7 @@ def test_writeback_begins_as_zero_without_flush(made):
         assert driver.config(32, 1) == writeback  # readable from FEATURES_OK on
 
 
+@seen_by_disk
 def test_the_driver_switches_the_cache(block):
     """virtio 1.3, 5.2.6.2, case 2; and 5.2.6.1."""
     block.put_config(32, 1, 0)
@@ -397,6 +412,7 @@ def test_the_driver_switches_the_cache(block):
     assert block.config(32, 1) == 1  # a reset forgets
 
 
+@seen_by_disk
 def test_the_cache_is_not_switched_by_who_has_not_negotiated_it(made):
     driver = made(features=bits(FLUSH))
     driver.put_config(32, 1, 0)
@@ -540,6 +556,7 @@ def test_buffers_may_end_with_ram_and_not_behind_it(block):
     recovers(block)
 
 
+@seen_by_disk
 def test_a_full_queue_of_requests_is_all_that_is_ever_in_flight(block):
     """Unbounded requests in flight (CVE-2016-5403 of another VMM): a head in flight cannot come again."""
     block.bring_up(size=4)
