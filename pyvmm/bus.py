@@ -16,8 +16,18 @@ from pyvmm.hot import IGNORE, Places, Window
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
     from typing import Any, Protocol
+
+    class DeviceLock(Protocol):
+        """A threading.Lock, or what does as it does."""
+
+        def acquire(self) -> bool: ...
+
+        def release(self) -> None: ...
+
+        def __enter__(self) -> bool: ...
+
+        def __exit__(self, *raised: Any) -> None: ...
 
     class BusDevice(Protocol):
         """What the bus asks of a device. `lock` is held around every call; neither call may block or raise.
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
         def name(self) -> str: ...
 
         @property
-        def lock(self) -> AbstractContextManager[bool]: ...
+        def lock(self) -> DeviceLock: ...
 
         def read(self, offset: int, size: int) -> int:
             """The value (below 256**size) of `size` bytes at `offset` from the range's base."""
@@ -233,8 +243,12 @@ class Bus:
             self.unclaimed_reads += 1
             return (1 << (size * 8)) - 1
         device = found[2]
-        with device.lock:
+        lock = device.lock
+        lock.acquire()  # `with` takes twice as long, which is a tenth of what an exit costs
+        try:
             return device.read(address - found[0], size)
+        finally:
+            lock.release()
 
     def write(self, address: int, size: int, value: int) -> None:
         """What a guest writes: `size` bytes (1 to 8) at `address`."""
@@ -243,8 +257,12 @@ class Bus:
             self._unclaimed += 1
             return
         device = found[2]
-        with device.lock:
+        lock = device.lock
+        lock.acquire()
+        try:
             device.write(address - found[0], size, value)
+        finally:
+            lock.release()
 
     def read_string(self, port: int, size: int, count: int) -> bytes:
         """String input (INS): `count` reads of `size` bytes, all of the same port (SDM volume 2A, INS)."""

@@ -201,7 +201,7 @@ class VcpuLoop:
         for observer in self._observers:
             observer.on_exit(self.vcpu.index, exit)
 
-    def dispatch(self, exit: Exit) -> None:
+    def dispatch(self, exit: Any) -> None:
         """Deal with an exit: an access goes to its device, what repairs an instruction tries to, all else ends the run.
 
         On the vCPU's own thread.
@@ -210,10 +210,18 @@ class VcpuLoop:
         self._counts[kind] += 1
         if kind is Pio:
             self._history.append(exit)
-            self._pio(exit)  # type: ignore[arg-type]  # kind is exact
+            if exit.count != 1:
+                self._string(exit)
+            elif exit.is_write:
+                self._ports.write(exit.port, exit.size, exit.value)
+            else:
+                self.vcpu.answer(exit, self._ports.read(exit.port, exit.size).to_bytes(exit.size, "little"))
         elif kind is Mmio:
             self._history.append(exit)
-            self._mmio_access(exit)  # type: ignore[arg-type]
+            if exit.is_write:
+                self._mmio.write(exit.gpa, exit.size, exit.value)
+            else:
+                self.vcpu.answer(exit, self._mmio.read(exit.gpa, exit.size).to_bytes(exit.size, "little"))
         elif kind is Interrupted:
             control = self._control
             with control.condition:
@@ -228,24 +236,11 @@ class VcpuLoop:
         for observer in self._observers:
             observer.on_exit(self.vcpu.index, exit)
 
-    def _pio(self, exit: Pio) -> None:
+    def _string(self, exit: Pio) -> None:
         if exit.is_write:
-            if exit.count == 1:
-                self._ports.write(exit.port, exit.size, exit.value)
-            else:
-                self._ports.write_string(exit.port, exit.size, exit.data)
-        elif exit.count == 1:
-            value = self._ports.read(exit.port, exit.size)
-            self.vcpu.answer(exit, value.to_bytes(exit.size, "little"))
+            self._ports.write_string(exit.port, exit.size, exit.data)
         else:
             self.vcpu.answer(exit, self._ports.read_string(exit.port, exit.size, exit.count))
-
-    def _mmio_access(self, exit: Mmio) -> None:
-        if exit.is_write:
-            self._mmio.write(exit.gpa, exit.size, exit.value)
-        else:
-            value = self._mmio.read(exit.gpa, exit.size)
-            self.vcpu.answer(exit, value.to_bytes(exit.size, "little"))
 
 
 def judge(exit: Exit) -> Outcome:

@@ -70,7 +70,7 @@ class PostingLock:
         self.ring = ffi.new("struct pyvmm_ring *")
         self.devices: list[Posting] = []
 
-    def __enter__(self) -> bool:
+    def acquire(self) -> bool:
         self._lock.acquire()
         ring = self.ring
         if ring.posted != ring.taken:  # looked at here, because every call into C gives up the interpreter's lock
@@ -80,6 +80,11 @@ class PostingLock:
                 self._lock.release()
                 raise
         return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+    __enter__ = acquire
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()

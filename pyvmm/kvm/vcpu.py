@@ -73,7 +73,6 @@ _OTHER, _PORT_WRITE, _PORT_READ, _MMIO_WRITE, _MMIO_READ, _NO_EXIT, _KIND, _POST
     )
 )
 _PAGE = 4096
-_KEEP_ANSWER = (Pio, Mmio, Rdmsr)
 
 WAITING = 0.001
 """Seconds that a vCPU which KVM wakes for nothing is left alone."""
@@ -225,7 +224,9 @@ class VcpuFd(VcpuState):
         if len(data) != length:
             raise ValueError(f"the answer to {exit.describe()} has {length} bytes, not {len(data)}")
         self._map[at : at + length] = data
-        if kind in _KEEP_ANSWER:
+        if kind is Pio or kind is Mmio:
+            exit._data = data  # type: ignore[attr-defined]
+        elif kind is Rdmsr:
             exit.data = data  # type: ignore[attr-defined]
 
     def refuse(self, exit: Exit) -> None:
