@@ -92,7 +92,7 @@ struct pyvmm_access {
     uint64_t tsc; /* these two only while tracing */
     uint64_t rip;
     uint64_t address;
-    uint64_t value;
+    uint64_t value; /* as many of its bytes as fit */
     uint32_t count;
     uint8_t size;
     uint8_t kind;

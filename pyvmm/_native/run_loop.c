@@ -200,10 +200,11 @@ static void log_access(struct pyvmm_vcpu *vcpu, int kind, uint64_t address, unsi
                        const uint8_t *data)
 {
     struct pyvmm_access *access = log_entry(vcpu);
+    uint64_t bytes = (uint64_t)size * count;
 
     access->address = address;
     access->value = 0;
-    memcpy(&access->value, data, size);
+    memcpy(&access->value, data, bytes < sizeof(access->value) ? (size_t)bytes : sizeof(access->value));
     access->count = count;
     access->size = (uint8_t)size;
     access->kind = (uint8_t)kind;
@@ -261,7 +262,8 @@ int pyvmm_serve(struct pyvmm_vcpu *vcpu)
         return for_python(vcpu, hot, PYVMM_OTHER);
     }
     done = PYVMM_OTHER;
-    if (hot)
+    /* A string that the log has no room for is not traced whole: then Python sees it. */
+    if (hot && (!vcpu->tracing || count <= sizeof(vcpu->value) / size))
         done = act(hot, kind <= PYVMM_PORT_READ ? __atomic_load_n(&hot->ports, __ATOMIC_ACQUIRE)
                                                 : __atomic_load_n(&hot->mmio, __ATOMIC_ACQUIRE),
                    address, size, is_write, count, data);
