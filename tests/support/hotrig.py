@@ -43,6 +43,7 @@ class Rig:
         ram = [(0, 16 << 20)]
         deliver = self.interrupts.append
         self.machine = Machine(ram, lambda *level: deliver(level), self.output.extend, self.control.end, hot)
+        assert all(self.machine.ports.ranges()), "which makes the devices that wait for their first access"
         self.machine.rtc._clock = lambda: 1_000_000.25
         self.machine.rtc._seen = 1_000_000.25
         self.transport = VirtioMmio(VirtioRng(), lambda: None, self.machine.hot.window(*INTERRUPT_WINDOW))
