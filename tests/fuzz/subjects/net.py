@@ -1,10 +1,14 @@
-"""The network device, on a back-end in memory that is full, or gone, when told to."""
+"""The network device, on a back-end in memory or on a socket that is full, or gone, when told to."""
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 from struct import pack
 
+from pyvmm.backends.net.stream import FrameStream
+from pyvmm.backends.net.tap import Tap
 from pyvmm.errors import BackendError
 from pyvmm.virtio import net, netbuffers, netfeatures, netfilter, netheader, spec
 from pyvmm.virtio.net import CONTROL, MAX_FRAME, RECEIVE, TRANSMIT, VirtioNet
@@ -61,6 +65,96 @@ class Wire:
     def close(self):
         pass
 
+    def pending(self):
+        """Whether there is something for the guest."""
+        return bool(self.incoming)
+
+    def clear(self):
+        """Nothing is, any more."""
+        self.incoming.clear()
+
+
+class Line(Wire):
+    """The same on a socket, so that C moves frames too: a stream, or packets, each with virtio's header.
+
+    C is kept away while the room is counted, and once the other side has gone, as a back-end may do at any time.
+    """
+
+    def __init__(self, vnet_header, kinds):
+        self._end, self._peer = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET if vnet_header else socket.SOCK_STREAM
+        )
+        self._end.setblocking(False)
+        self._peer.setblocking(False)
+        self._inner = Tap("fuzz", os.dup(self._end.fileno())) if vnet_header else FrameStream(self._end)
+        self._heard, self._rest = [], b""
+        super().__init__(vnet_header, kinds)
+
+    @property
+    def direct(self):
+        return self._inner if self.room > WAITING and not self.gone else None
+
+    @property
+    def sent(self):
+        """What the other side has got."""
+        try:
+            while data := self._peer.recv(1 << 18):
+                self._rest += data
+                if self.vnet_header:
+                    self._heard.append(data)
+        except BlockingIOError:
+            pass
+        while not self.vnet_header and len(self._rest) >= 4:
+            end = 4 + int.from_bytes(self._rest[:4], "big")
+            if len(self._rest) < end:
+                break
+            self._heard.append(self._rest[4:end])
+            self._rest = self._rest[end:]
+        return self._heard
+
+    @sent.setter
+    def sent(self, frames):
+        self._heard = frames
+
+    def pending(self):
+        while self.incoming:
+            frame = self.incoming[0]
+            if 14 <= len(frame) <= MAX_FRAME:  # no stream has another, and a tap cuts a longer one
+                prefix = b"" if self.vnet_header else len(frame).to_bytes(4, "big")
+                if not select.select([], [self._peer], [], 0)[1]:
+                    break  # more than a quarter of the room is taken: a frame might be sent in part
+                self._peer.send(prefix + frame)
+                self.handed.append(frame[12:] if self.vnet_header else frame)
+            del self.incoming[0]
+        return bool(select.select([self._end], [], [], 0)[0])
+
+    def clear(self):
+        super().clear()
+        while self._inner.receive() is not None:
+            pass
+
+    def receive(self):
+        if self.gone and not self.pending():
+            raise BackendError("gone")
+        return self._inner.receive()
+
+    def send(self, frame):
+        if self.gone:
+            raise BackendError("gone")
+        if not self.room:
+            self._kinds.add("back-end: full")
+            return False
+        assert self.sent is not None  # makes room
+        taken = self._inner.send(frame)
+        self.room -= taken
+        return taken
+
+    def close(self):
+        self._peer.close()
+        if self.vnet_header:
+            self._inner.close()
+        self._end.close()
+
 
 class Net(Subject):
     name = "net"
@@ -86,7 +180,7 @@ class Net(Subject):
 
     def __init__(self, settings, kinds):
         self.kinds = kinds
-        self.wire = Wire(settings["vnet_header"], kinds)
+        self.wire = (Line if settings.get("native") else Wire)(settings["vnet_header"], kinds)
         self.device = VirtioNet(
             self.wire,
             mac=MAC,
@@ -108,6 +202,7 @@ class Net(Subject):
     @staticmethod
     def settings(draw):
         return {
+            "native": draw.rarely(2),
             "vnet_header": not draw.rarely(3),
             "mtu": draw.pick((None, 1500, 68)),
             "spoof": not draw.rarely(3),
@@ -189,7 +284,7 @@ class Net(Subject):
         found = []
         for fd, events in sources:
             assert fd == FD
-            seen = events & select.POLLIN if self.wire.incoming else 0
+            seen = events & select.POLLIN if self.wire.pending() else 0
             seen |= events & select.POLLOUT if self.wire.room else 0
             seen |= select.POLLHUP if self.wire.gone else 0
             if seen:
@@ -228,7 +323,7 @@ class Net(Subject):
     def calm(self):
         self._count()
         self.wire.room = 1 << 30
-        self.wire.incoming.clear()
+        self.wire.clear()
         self.device.set_link(True)
 
     def probe(self, driver):
