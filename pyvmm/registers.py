@@ -9,7 +9,7 @@ served by the methods `read_lsr` and `write_lsr`, as its access says.
 from __future__ import annotations
 
 from pyvmm.hot import Group
-from pyvmm.state import Stateful
+from pyvmm.stateful import Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

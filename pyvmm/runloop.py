@@ -15,7 +15,7 @@ import threading
 from collections import defaultdict, deque
 
 from pyvmm.errors import STATUS_CRASH, STATUS_VMM_ERROR
-from pyvmm.kvm.exits import Exit, FailEntry, InternalError, Interrupted, Mmio, Pio, Shutdown, SystemEvent
+from pyvmm.kvm.exits import Exit, InternalError, Interrupted, Mmio, Pio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -245,6 +245,8 @@ class VcpuLoop:
 
 def judge(exit: Exit) -> Outcome:
     """What an exit that is no device access means for the run."""
+    from pyvmm.kvm.seldom import FailEntry, Shutdown, SystemEvent
+
     if isinstance(exit, Shutdown):
         return Outcome("crash", STATUS_CRASH, "triple fault")
     if isinstance(exit, FailEntry | InternalError):

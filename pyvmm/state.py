@@ -1,6 +1,6 @@
 """Saving and restoring the state of a model: which of its attributes that is, and what each may be.
 
-Imports nothing. A model declares its state as data, next to what it is about; what is saved is plain enough for JSON.
+Imports stateful. A model declares its state as data, next to what it is about; what is saved is plain enough for JSON.
 It is judged whole before any of it is restored: names, types and ranges. Whatever else follows from it (the level of an
 interrupt line, what a register selects) is the model's own business, in `restored()`.
 """
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 
+from pyvmm.stateful import Stateful as Stateful
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, ClassVar, Protocol
+    from typing import Any, Protocol
 
     class Kind(Protocol):
         """What an attribute may be."""
@@ -196,35 +198,6 @@ def judged(what: str, state: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         except StateError as error:
             raise StateError(f"{what}: {name} {error}") from None
     return found
-
-
-class Stateful:
-    """A model that can be saved: STATE has the kind of each attribute that is state. One without STATE cannot be.
-
-    `name` is what messages call it. `save` and `restore` are called while nobody else touches the model; it is restored
-    when it has just been made.
-    """
-
-    __slots__ = ()
-    STATE: ClassVar[Mapping[str, Kind] | None] = None
-
-    def save(self) -> dict[str, Any]:
-        """Its state. Raises StateError where it has none that could be saved."""
-        if self.STATE is None:
-            raise StateError(f"{self.name} cannot be saved yet")  # type: ignore[attr-defined]
-        return saved(self, self.STATE)
-
-    def restore(self, state: Any) -> None:
-        """Be as `state` says, which `save` gave. Raises StateError, having changed nothing."""
-        name = self.name  # type: ignore[attr-defined]
-        if self.STATE is None:
-            raise StateError(f"{name} cannot be restored yet")
-        for attribute, value in judged(name, state, self.STATE).items():
-            setattr(self, attribute, value)
-        self.restored()
-
-    def restored(self) -> None:
-        """Its attributes have been restored: see to what follows from them."""
 
 
 def _shown(value: Any) -> str:

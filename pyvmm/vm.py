@@ -16,7 +16,6 @@ import threading
 import time
 
 from pyvmm import layout, threads
-from pyvmm.backends.capture import CaptureConsole
 from pyvmm.boot.commandline import console_device
 from pyvmm.booting import Booting
 from pyvmm.closing import close_all
@@ -83,7 +82,7 @@ class VM(Endings, GuestParts):
         elif kernel is not None or settings:
             raise UsageError("give either a config or its parts, not both")
         self.config = config
-        self.console: Console = console or CaptureConsole()
+        self.console: Console = console or _kept()
         self.loops: tuple[VcpuLoop, ...] = ()
         self.loaded: LoadedKernel | None = None
         self._observers = tuple(observers)
@@ -410,3 +409,10 @@ class VM(Endings, GuestParts):
     def _announce(self, state: str) -> None:
         for observer in self._observers:
             observer.on_lifecycle(state)
+
+
+def _kept() -> Console:
+    """A console whose output is kept in memory."""
+    from pyvmm.backends.capture import CaptureConsole
+
+    return CaptureConsole()

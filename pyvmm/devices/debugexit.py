@@ -1,22 +1,21 @@
 """Debug exit: a port that ends the run with a value of the guest's choice.
 
-Imports registers and state. A convention of virtual machines (QEMU's isa-debug-exit device, hw/misc/debugexit.c),
-which test kernels use. Not a register file: an access of 1, 2 or 4 bytes at offset 0 is one value, never
-split.
+Imports stateful, and registers for who asks for them. A convention of virtual machines (QEMU's isa-debug-exit device,
+hw/misc/debugexit.c), which test kernels use. Not a register file: an access of 1, 2 or 4 bytes at offset 0 is one
+value, never split.
 """
 
 from __future__ import annotations
 
 from threading import Lock
 
-from pyvmm.registers import Register, RegisterMap
-from pyvmm.state import Stateful
+from pyvmm.stateful import Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REGISTERS = RegisterMap(4, Register("EXIT", 0, "QEMU isa-debug-exit", width=4))
+    from pyvmm.registers import Register, RegisterMap
 
 
 class DebugExit(Stateful):
@@ -29,7 +28,6 @@ class DebugExit(Stateful):
     __slots__ = ("_end", "lock", "name")
 
     STATE = {}
-    registers = REGISTERS
 
     def __init__(self, end: Callable[[int], None], name: str = "debugexit") -> None:
         self.name = name
@@ -38,6 +36,13 @@ class DebugExit(Stateful):
 
     def reset(self) -> None:
         """Nothing: it has no state."""
+
+    @property
+    def registers(self) -> RegisterMap:
+        """Its one register; for who explains an access."""
+        from pyvmm.registers import Register, RegisterMap
+
+        return RegisterMap(4, Register("EXIT", 0, "QEMU isa-debug-exit", width=4))
 
     def register_at(self, offset: int, is_write: bool) -> Register | None:
         """The register that such an access means, or None."""

@@ -27,22 +27,19 @@ from pyvmm.kvm.constants import (
     KVM_MP_STATE_UNINITIALIZED,
     KVM_SYNC_X86_REGS,
 )
-from pyvmm.kvm.decode import ANSWERS, decode
 from pyvmm.kvm.descriptor import check
 from pyvmm.kvm.exits import (
     KVM_EXIT_IO,
     KVM_EXIT_IO_OUT,
     KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_X86_RDMSR,
+    KVM_EXIT_X86_WRMSR,
     Exit,
     Interrupted,
     Mmio,
     Pio,
-    Rdmsr,
-    Wrmsr,
 )
 from pyvmm.kvm.native import PROBLEM, ffi, lib, offsetof, sizeof
-from pyvmm.kvm.served import merged, untold
-from pyvmm.kvm.stats import StatsFd
 from pyvmm.kvm.vcpustate import VcpuState
 
 TYPE_CHECKING = False
@@ -53,6 +50,7 @@ if TYPE_CHECKING:
     from pyvmm._native import _kvm
     from pyvmm.kvm.hot import NativeHot
     from pyvmm.kvm.served import Tell
+    from pyvmm.kvm.stats import StatsFd
     from pyvmm.kvm.vm import VmFd
 
 _REASON = offsetof("struct kvm_run", "exit_reason")
@@ -166,6 +164,8 @@ class VcpuFd(VcpuState):
         """See to what the helper wants beside an exit; what kind of exit it is, or minus an error number."""
         while True:
             if self._tell is not None:
+                from pyvmm.kvm.served import untold
+
                 for exit, tsc, rip in untold(self._context):
                     self._tell(exit, tsc, rip)
             hot = self._hot
@@ -184,17 +184,22 @@ class VcpuFd(VcpuState):
         page = self._map
         reason, direction, size, port, count, at = _HEAD.unpack_from(page, _REASON)
         if reason != KVM_EXIT_IO:
-            return decode(page)
+            return self._seldom()
         if direction == KVM_EXIT_IO_OUT:
             return Pio(port, size, count, True, page[at : at + size * count])
         self._answer_at = at
         return Pio(port, size, count, False)
 
+    def _seldom(self) -> Exit:
+        from pyvmm.kvm.decode import decode
+
+        return decode(self._map)
+
     def _no_exit(self, error: int) -> Exit:
         if error == EINTR or (error == EAGAIN and self._try_again()):
             return Interrupted()
         if error == EFAULT and _HEAD.unpack_from(self._map, _REASON)[0] == KVM_EXIT_MEMORY_FAULT:
-            return decode(self._map)
+            return self._seldom()
         raise KvmError("KVM_RUN", error, cause("KVM_RUN", error))
 
     def _try_again(self) -> bool:
@@ -217,21 +222,27 @@ class VcpuFd(VcpuState):
             length, at = exit.size * exit.count, self._answer_at  # type: ignore[attr-defined]
         elif kind is Mmio and not exit.is_write:  # type: ignore[attr-defined]
             length, at = exit.size, self._answer_at  # type: ignore[attr-defined]
-        elif type(exit) in ANSWERS:
-            length, at = 8, ANSWERS[type(exit)]
         else:
-            raise ValueError(f"{exit.name} asks for no answer")
+            length, at = 8, self._answer_to(exit)
         if len(data) != length:
             raise ValueError(f"the answer to {exit.describe()} has {length} bytes, not {len(data)}")
         self._map[at : at + length] = data
         if kind is Pio or kind is Mmio:
             exit._data = data  # type: ignore[attr-defined]
-        elif kind is Rdmsr:
+        elif exit.reason == KVM_EXIT_X86_RDMSR:
             exit.data = data  # type: ignore[attr-defined]
+
+    def _answer_to(self, exit: Exit) -> int:
+        """Where the answer to an exit goes that comes seldom."""
+        from pyvmm.kvm.decode import ANSWERS
+
+        if type(exit) not in ANSWERS:
+            raise ValueError(f"{exit.name} asks for no answer")
+        return ANSWERS[type(exit)]
 
     def refuse(self, exit: Exit) -> None:
         """Let the MSR access `exit` end in #GP in the guest (section 5, KVM_EXIT_X86_RDMSR)."""
-        if not isinstance(exit, Rdmsr | Wrmsr):
+        if exit.reason not in (KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR):
             raise ValueError(f"{exit.name} cannot be refused")
         self._map[_MSR_ERROR] = 1
 
@@ -291,10 +302,14 @@ class VcpuFd(VcpuState):
 
     def history(self, seen: Sequence[Exit], limit: int) -> list[Exit]:
         """The last `limit` exits and accesses, oldest first; `seen` are the exits. While the vCPU stands still."""
+        from pyvmm.kvm.served import merged
+
         return merged(self._context, seen, limit)
 
     def stats_fd(self) -> StatsFd:
         """KVM's counters of this vCPU (4.133; KVM_CAP_BINARY_STATS_FD)."""
+        from pyvmm.kvm.stats import StatsFd
+
         return self.vm.adopt(StatsFd(self.ioctl("KVM_GET_STATS_FD")))
 
     # --- Registers in the shared page ----------------------------------------------------------------------------

@@ -15,10 +15,8 @@ from pyvmm.kvm.constants import (
     KVM_MSR_FILTER_DEFAULT_ALLOW,
     KVM_MSR_FILTER_DEFAULT_DENY,
 )
-from pyvmm.kvm.device import DeviceFd
 from pyvmm.kvm.interrupts import Interrupts
 from pyvmm.kvm.native import ffi
-from pyvmm.kvm.stats import StatsFd
 from pyvmm.kvm.vcpu import VcpuFd
 
 TYPE_CHECKING = False
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
 
     from pyvmm._native import _kvm
     from pyvmm.kvm.descriptor import Descriptor
+    from pyvmm.kvm.device import DeviceFd
+    from pyvmm.kvm.stats import StatsFd
 
     Child = TypeVar("Child", bound=Descriptor)
 
@@ -92,12 +92,16 @@ class VmFd(Interrupts):
 
     def create_device(self, type: int) -> DeviceFd:
         """A device inside KVM (4.79)."""
+        from pyvmm.kvm.device import DeviceFd
+
         request = ffi.new("struct kvm_create_device *", {"type": type})
         self.ioctl("KVM_CREATE_DEVICE", request)
         return self.adopt(DeviceFd(request.fd, type))
 
     def stats_fd(self) -> StatsFd:
         """KVM's counters of this VM (4.133; KVM_CAP_BINARY_STATS_FD)."""
+        from pyvmm.kvm.stats import StatsFd
+
         return self.adopt(StatsFd(self.ioctl("KVM_GET_STATS_FD")))
 
     def set_boot_cpu(self, index: int) -> None:

@@ -29,6 +29,8 @@ DENIED = {
 LATER = {
     *("_socket", "pyvmm.cli.ending", "pyvmm.control.server", "pyvmm.debug.consolewatch", "pyvmm.debug.watch"),
     *(f"pyvmm.devices.{name}" for name in ("acpipm", "debugcon", "i8042", "port92", "pvpanic", "rtc", "serial")),
+    *(f"pyvmm.kvm.{name}" for name in ("caps", "decode", "device", "seldom", "served", "stats")),
+    *("pyvmm.backends.capture", "pyvmm.registers", "pyvmm.state"),
 }
 """What a guest that says nothing and is over at once has no use for."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import STATUS_NO_KVM, KvmUnavailableError
-from pyvmm.kvm import constants
+from pyvmm.kvm import assembly, constants
 from pyvmm.kvm.caps import CAPABILITIES, Capability, check_required, missing_required
 
 HEADER = Path("/usr/include/linux/kvm.h")
@@ -86,3 +86,7 @@ def test_several_missing_ones_are_one_line() -> None:
     text = str(caught.value)
     assert "\n" not in text
     assert all(f"{row.name} (" in text for row in REQUIRED)
+
+
+def test_what_every_run_asks_for_is_what_the_table_requires():
+    assert list(assembly.REQUIRED) == [row.number for row in REQUIRED]

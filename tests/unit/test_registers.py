@@ -27,7 +27,7 @@ MAPS = {
     "i8042": I8042.registers,
     "port92": Port92.registers,
     "resetcontrol": ResetControl.registers,
-    "debugexit": DebugExit.registers,
+    "debugexit": DebugExit(lambda value: None).registers,
     "debugcon": DebugCon.registers,
     "acpi-pm": AcpiPm.registers,
     "pvpanic": PvPanic.registers,
