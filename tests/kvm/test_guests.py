@@ -22,10 +22,11 @@ def pyvmm_run(name: str, *arguments: str, stdin: bytes = b"", limit: float = 20)
     return subprocess.run(command, input=stdin, capture_output=True, timeout=limit)
 
 
+@pytest.mark.parametrize("exits", ["fast", "plain"])
 @pytest.mark.parametrize(("name", "run"), RUNS, ids=[f"{name}-{run.name}" for name, run in RUNS])
-def test_it_does_what_its_recipe_says(name: str, run: Run) -> None:
+def test_it_does_what_its_recipe_says(name: str, run: Run, exits: str) -> None:
     expect = run.expect
-    result = pyvmm_run(name, *run.arguments, stdin=run.stdin, limit=expect.time_limit)
+    result = pyvmm_run(name, "--exits", exits, *run.arguments, stdin=run.stdin, limit=expect.time_limit)
     assert expect.matches(result.stdout), result.stdout.decode(errors="replace") + result.stderr.decode()
     assert result.returncode == expect.status, result.stderr.decode()
     if expect.status < 121:  # a guest that ends by itself leaves nothing to say

@@ -46,6 +46,11 @@ def served(vm: VM) -> int:
     return sum(sum(vcpu.served().values()) for vcpu in vm.vcpus)
 
 
+def said(vm: VM) -> bytes:
+    assert isinstance(vm.console, CaptureConsole)
+    return vm.console.output
+
+
 def until(condition: Callable[[], bool], limit: float = LIMIT) -> None:
     deadline = time.monotonic() + limit
     while not condition():
@@ -84,7 +89,7 @@ def test_output_state_and_the_trace_of_accesses_are_the_same(name: str) -> None:
             # Traced whole, so what C dealt with came back in its log.
             traced = accesses.seen
             state = vm.machine.serial.save()
-            found.append((outcome.status, vm.console.output, state, vm.stats.exits, vm.stats.unclaimed, traced))
+            found.append((outcome.status, said(vm), state, vm.stats.exits, vm.stats.unclaimed, traced))
             strings = name in ("hello32", "outs")  # whose every other word is one
             assert (served(vm) > 0) == (exits == "fast") or strings
             assert 0 not in accesses.rips
@@ -99,7 +104,7 @@ def test_what_nobody_watches_is_the_same_too(make: Make) -> None:
         with make(guests.says(text), exits=exits) as vm:
             vm.wait(LIMIT)
             history = [exit.describe() for exit in vm.loops[0].history]
-            found.append((vm.console.output, history, vm.stats.exits["IO"]))
+            found.append((said(vm), history, vm.stats.exits["IO"]))
     assert found[0] == found[1]
     assert found[0][0] == text
 
@@ -169,7 +174,7 @@ def test_two_processors_hand_one_uart_over(make: Make, exits: str) -> None:
             {"rip": 0x7C00, "rdx": COM1, "rcx": rounds, "rbx": ord("b") << 8 | 1, "rax": 0 << 8},
         )
         assert vm.wait(LIMIT).reason == "debug-exit"
-        assert vm.console.output == b"aaaabbbb" * rounds
+        assert said(vm) == b"aaaabbbb" * rounds
         assert (served(vm) > 0) == (exits == "fast")
 
 
@@ -194,7 +199,7 @@ def test_one_processor_writes_while_another_switches_how_it_is_dealt_with(
             {"rip": SECOND_ENTRY, "rdx": COM1 + register, "rbx": bits, "rax": 0},
         )
         assert vm.wait(LIMIT).reason == "debug-exit"
-        assert vm.console.output == bytes(i & 0xFF for i in range(count))
+        assert said(vm) == bytes(i & 0xFF for i in range(count))
 
 
 # --- When it is done -----------------------------------------------------------------------------------------------
@@ -211,14 +216,14 @@ def test_a_guest_that_spins_after_its_last_word_is_heard(make: Make) -> None:
     """mov $0x3f8, %dx; mov $'a', %al; out %al, %dx; inc %ax (four times); 1: jmp 1b"""
     with make(bytes.fromhex("baf803 b061 ee40 ee40 ee40 ee40 ebfe"), exits="fast") as vm:
         until(lambda: served(vm) == 2)  # the first ones come to Python: they make the UART, and start what flushes
-        until(lambda: vm.console.output == b"abcd", limit=2)
+        until(lambda: said(vm) == b"abcd", limit=2)
         assert vm.stats.exits == {"IO": 4}
 
 
 def test_a_pause_finds_nothing_posted(chatter: VM) -> None:
     for _ in range(20):
         chatter.pause()
-        assert len(chatter.console.output) == chatter.stats.exits["IO"]
+        assert len(said(chatter)) == chatter.stats.exits["IO"]
         before = served(chatter)
         chatter.resume()
         until(lambda: served(chatter) > before)  # noqa: B023
@@ -231,8 +236,8 @@ def test_a_snapshot_has_what_was_posted(chatter: VM, tmp_path: Path) -> None:
         again.resume()
         until(lambda: served(again) > 100)
         again.pause()
-        assert set(again.console.output) == {ord("x")}
-        assert len(again.console.output) == again.stats.exits["IO"]
+        assert set(said(again)) == {ord("x")}
+        assert len(said(again)) == again.stats.exits["IO"]
 
 
 def test_output_that_is_held_stays_within_the_ring(make: Make) -> None:
@@ -269,7 +274,7 @@ def test_the_end_of_a_run_has_heard_everything(make: Make) -> None:
         until(lambda: served(vm) > 10)
         vm.stop()
         vm.wait(LIMIT)
-        assert len(vm.console.output) == vm.stats.exits["IO"]
+        assert len(said(vm)) == vm.stats.exits["IO"]
 
 
 def test_a_crash_report_has_the_last_words_and_the_last_accesses(make: Make) -> None:
@@ -277,7 +282,7 @@ def test_a_crash_report_has_the_last_words_and_the_last_accesses(make: Make) -> 
     with make(bytes.fromhex("baf803 b061 ee ee 40 ee 0f011e4000 cc"), exits="fast") as vm:
         outcome = vm.wait(LIMIT)
         assert outcome.reason == "crash"
-        assert vm.console.output == b"aab"
+        assert said(vm) == b"aab"
         report = outcome.report.text()  # type: ignore[attr-defined,union-attr]
         assert "IO out port 0x3f8 size 1 <- 0x62" in report
 

@@ -45,7 +45,13 @@ def image(tmp_path: Path) -> Path:
 
 
 def run(
-    name: str, words: str, image: Path, *observers: Observer, transport: str = "mmio", others: Sequence[Path] = ()
+    name: str,
+    words: str,
+    image: Path,
+    *observers: Observer,
+    transport: str = "mmio",
+    others: Sequence[Path] = (),
+    exits: str = "fast",
 ) -> tuple[str, int | None]:
     """What the guest prints, and its status; its first disk is `image`."""
     vm = VM(
@@ -56,6 +62,7 @@ def run(
         transport=transport,
         timeout=30,
         observers=observers,
+        exits=exits,
     )
     with vm:
         exit = vm.wait(40)
@@ -63,10 +70,11 @@ def run(
         return vm.console.text, exit.status
 
 
+@pytest.mark.parametrize("exits", ["fast", "plain"])
 @pytest.mark.parametrize("features", ["", " flags"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_sector_is_copied_however_the_driver_is_told(mode: str, features: str, image: Path) -> None:
-    text, status = run("virtio-blk", mode + features, image)
+def test_a_sector_is_copied_however_the_driver_is_told(mode: str, features: str, image: Path, exits: str) -> None:
+    text, status = run("virtio-blk", mode + features, image, exits=exits)
     told = "without interrupts" if mode == "poll" else "told by interrupts"
     assert (text, status) == (f"sector 0: {TEXT.decode()}copied to sector 1, {told}\n", 0)
     assert image.read_bytes() == TEXT.ljust(512, b"\0") * 2 + bytes((1 << 20) - 1024)
