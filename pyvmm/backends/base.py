@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from pyvmm.backends.sink import OutputSink
 
 
+CTRL_A = 0x01
+"""The escape key, unless another one is named."""
+
+
 class StreamConsole:
     """A console whose `start()`, a subclass's, makes the sink and, where there is input, the pump.
 

@@ -5,7 +5,7 @@ May import the other console back-ends, each only when it is asked for.
 
 from __future__ import annotations
 
-from pyvmm.backends.terminal import CTRL_A
+from pyvmm.backends.base import CTRL_A
 from pyvmm.errors import UsageError
 
 TYPE_CHECKING = False

@@ -1,17 +1,17 @@
 """The console on standard input and output: a terminal, pipes, files, or nothing at all.
 
-May import its neighbours base, sink, pump and terminal. If standard input is a terminal it is put into raw mode and the
-escape key works; otherwise bytes pass unchanged in both directions, and the end of the input is no event at all.
+May import its neighbours base and pump; sink for the first output, terminal where there is one. If standard input is a
+terminal it is put into raw mode and the escape key works; otherwise bytes pass unchanged in both directions, and the
+end of the input is no event at all.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 
-from pyvmm.backends.base import StreamConsole
+from pyvmm.backends.base import CTRL_A, StreamConsole
 from pyvmm.backends.pump import InputPump
-from pyvmm.backends.sink import OutputSink
-from pyvmm.backends.terminal import CTRL_A, EscapeFilter, Terminal
 from pyvmm.errors import BackendError
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.backends import Link
+    from pyvmm.backends.terminal import EscapeFilter, Terminal
 
 LOOK_AGAIN = 300
 """Milliseconds between two looks whether a shell has brought us to the foreground."""
@@ -45,7 +46,8 @@ class StdioConsole(StreamConsole):
     ) -> None:
         super().__init__()
         self.terminal: Terminal | None = None
-        self._filter = EscapeFilter(escape)
+        self._escape = escape
+        self._filter: EscapeFilter | None = None
         self._quit = quit
         self._state = state
         self._say = say
@@ -54,13 +56,17 @@ class StdioConsole(StreamConsole):
         self._ended = False
         self._last = b""
         self._link: Link | None = None
+        self._first = threading.Lock()
+        self._closed = False
 
     def start(self, link: Link) -> None:
         """Take the terminal and begin to read. Raises BackendError if the terminal cannot be set."""
         self._link = link
-        self._sink = OutputSink(self._stdout, hold=link.hold, release=link.release, broken=self._broken)
         limit = 4096
         if os.isatty(self._stdin):
+            from pyvmm.backends.terminal import EscapeFilter, Terminal
+
+            self._filter = EscapeFilter(self._escape)
             self.terminal = Terminal(self._stdin, raw_output=os.isatty(self._stdout))
             self.terminal.enter()
             limit = TYPE_AHEAD
@@ -70,10 +76,21 @@ class StdioConsole(StreamConsole):
     def write(self, data: bytes) -> None:
         """Output of the guest."""
         self._last = data
+        if self._sink is None and self._link is not None:
+            self._open_sink(self._link)
         super().write(data)
+
+    def _open_sink(self, link: Link) -> None:
+        from pyvmm.backends.sink import OutputSink
+
+        with self._first:
+            if self._sink is None and not self._closed:
+                self._sink = OutputSink(self._stdout, hold=link.hold, release=link.release, broken=self._broken)
 
     def close(self) -> None:
         """Put the terminal back and stop reading and writing."""
+        with self._first:
+            self._closed = True
         super().close()
         self.restore()
 
@@ -125,14 +142,14 @@ class StdioConsole(StreamConsole):
             self._ended = True
             return
         commands = ""
-        if self.terminal is not None:
+        if self._filter is not None:
             data, commands = self._filter.feed(data)
         assert self._pump is not None
         self._pump.add(data)
         for command in commands:
             if command == "q":
                 self._quit()
-            elif command == "h":
+            elif command == "h" and self._filter is not None:
                 self._say(self._filter.help())
             else:
                 self._say(self._state())

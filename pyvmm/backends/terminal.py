@@ -1,9 +1,9 @@
 """The terminal that a guest's console is shown on: raw mode, and the escape key that leaves it.
 
-Imports errors; termios only where there is a terminal. Raw mode is that of cfmakeraw(3), the character size aside:
-every key goes to the guest, Ctrl-C too. What the guest writes reaches the terminal unchanged (OPOST off) if standard
-output is a terminal as well; where it is piped into another program, that program's lines still want their carriage
-returns, so OPOST is left as it was.
+Imports errors and base; termios only where there is a terminal. Raw mode is that of cfmakeraw(3), the character size
+aside: every key goes to the guest, Ctrl-C too. What the guest writes reaches the terminal unchanged (OPOST off) if
+standard output is a terminal as well; where it is piped into another program, that program's lines still want their
+carriage returns, so OPOST is left as it was.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import atexit
 import os
 import threading
 
+from pyvmm.backends.base import CTRL_A as CTRL_A
 from pyvmm.errors import BackendError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-CTRL_A = 0x01
 HELP = """\
 {key} X         end the run
 {key} S         show the state of the machine

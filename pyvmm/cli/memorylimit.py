@@ -10,6 +10,8 @@ import os
 
 GROUPS = "/proc/self/cgroup"
 MOUNTED = "/sys/fs/cgroup"
+LONGEST = 1 << 16
+"""Bytes that are read of such a file."""
 UNLIMITED = 1 << 60
 """Version 1 writes no limit as the largest number of bytes in whole pages."""
 
@@ -38,7 +40,7 @@ def memory_limit(groups: str = GROUPS, mounted: str = MOUNTED) -> int | None:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:
+            return (file.read(LONGEST) or b"").decode("utf-8", "replace")
     except OSError:
         return ""

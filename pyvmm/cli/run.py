@@ -134,12 +134,17 @@ class Run:
         return make_config(arguments)
 
     def _make_console(self, values: dict[str, Any]) -> Any:
+        from pyvmm.backends.base import CTRL_A
         from pyvmm.backends.console import make_console
-        from pyvmm.backends.terminal import parse_escape
 
+        escape: int | None = CTRL_A
+        if "escape" in values:
+            from pyvmm.backends.terminal import parse_escape
+
+            escape = parse_escape(values["escape"])
         return make_console(
             values.get("console", "stdio"),
-            escape=parse_escape(values.get("escape", "^A")),
+            escape=escape,
             quit=self._quit,
             state=self._state,
             say=log.say,

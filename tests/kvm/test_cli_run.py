@@ -30,7 +30,8 @@ LATER = {
     *("_socket", "pyvmm.cli.ending", "pyvmm.control.server", "pyvmm.debug.consolewatch", "pyvmm.debug.watch"),
     *(f"pyvmm.devices.{name}" for name in ("acpipm", "debugcon", "i8042", "port92", "pvpanic", "rtc", "serial")),
     *(f"pyvmm.kvm.{name}" for name in ("caps", "decode", "device", "seldom", "served", "stats")),
-    *("pyvmm.backends.capture", "pyvmm.registers", "pyvmm.state"),
+    *(f"pyvmm.backends.{name}" for name in ("capture", "sink", "terminal")),
+    *("pyvmm.registers", "pyvmm.state"),
 }
 """What a guest that says nothing and is over at once has no use for."""
 
