@@ -51,6 +51,8 @@ class Lib:
     def pyvmm_net_receive(self, net: Any, queue: Any, frames: Any, budget: int) -> int: ...
     def pyvmm_console_gather(self, console: Any, queue: Any) -> int: ...
     def pyvmm_console_give_back(self, console: Any, queue: Any, count: int) -> None: ...
+    def pyvmm_words_prepare(self, words: Any) -> None: ...
+    def pyvmm_words_found(self, words: Any, text: Any, length: int) -> int: ...
     PYVMM_AVAIL_JUMPS: int
     PYVMM_HEAD_RANGE: int
     PYVMM_HEAD_IN_FLIGHT: int
@@ -175,3 +177,9 @@ class pyvmm_region:
 class pyvmm_used:
     id: int
     length: int
+
+class pyvmm_words:
+    count: int
+    lengths: Array[int]
+    words: Array[Array[int]]
+    starts: Array[int]

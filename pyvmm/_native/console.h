@@ -1,6 +1,7 @@
 /*
  * The C side of pyvmm.virtio.console (virtio 1.3, 5.3): the output of many chains, gathered into one buffer. What is
- * longer than that, and what is wrong with a ring, is left to Python, whose path is the reference.
+ * longer than that, and what is wrong with a ring, is left to Python, whose path is the reference. And a search for
+ * words in all that output, for whoever reads along.
  */
 #ifndef PYVMM_CONSOLE_H
 #define PYVMM_CONSOLE_H
@@ -27,5 +28,19 @@ int pyvmm_console_gather(struct pyvmm_console *console, struct pyvmm_queue *queu
 
 /* Give back the `count` chains that were gathered last. */
 void pyvmm_console_give_back(struct pyvmm_console *console, struct pyvmm_queue *queue, int count);
+
+/* Words of 3 to 32 bytes; `starts` is for the search. */
+struct pyvmm_words {
+    uint32_t count;
+    uint8_t lengths[64];
+    uint8_t words[64][32];
+    uint8_t starts[8192];       /* a bit for each hash of a word's first three bytes */
+};
+
+/* Fill `starts`. */
+void pyvmm_words_prepare(struct pyvmm_words *words);
+
+/* Whether one of them is in the `length` bytes of `text`. */
+int pyvmm_words_found(const struct pyvmm_words *words, const uint8_t *text, size_t length);
 
 #endif

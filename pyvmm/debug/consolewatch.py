@@ -1,8 +1,8 @@
 """Reading along on the guest's console: a Linux kernel's panics, oopses, warnings and telling last words.
 
-Imports hints. Guests write byte by byte, each byte an exit, so `feed` only puts bytes aside; they are looked at when
-some have come together, when somebody asks, and at the end. Much of a program's output is passed over at one look, not
-line by line. Everything kept is bounded, whatever a guest writes.
+Imports hints, and virtio's search for words once there is much output. Guests write byte by byte, each byte an exit, so
+`feed` only puts bytes aside; they are looked at when some have come together, when somebody asks, and at the end. Much
+of a program's output is passed over at one look, not line by line. Everything kept is bounded, whatever a guest writes.
 
 A kernel's line begins with a time stamp where CONFIG_PRINTK_TIME is on. That tells it from what programs write to the
 same console; without time stamps nothing does, and only a line's beginning counts. Message formats: Linux
@@ -20,11 +20,14 @@ from pyvmm.debug.hints import HINTS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.debug.hints import Hint
+    from pyvmm.virtio.words import Words
 
 LOG = 64 << 10
 """Bytes of output kept; they are taken from what is looked at anyway."""
 GATHER = 512
 """Pieces of output put aside before they are looked at, and bytes of one that is looked at when it comes."""
+MUCH = 4096
+"""Bytes of output that are searched by C."""
 LINE = 1024
 """Bytes of a line that are looked at together: a longer one is several."""
 KEPT_LINES = 48
@@ -124,6 +127,7 @@ class ConsoleWatch:
         self._open: Complaint | None = None
         self._cut: list[str] | None = None
         self._init = False
+        self._signs: Words | None = None
         self._stamped: bool | None = None
         """Whether the kernel puts time stamps before its lines; None while it has not said its name."""
 
@@ -181,10 +185,19 @@ class ConsoleWatch:
             return False
         if not self.user_space and (self._init or self._stamped is not False):
             return False
-        if not self._stamped and any(sign in text for sign in _SIGNS):
+        if not self._stamped and self._has_sign(text):
             return False
         # Without signs a stamp still tells that there are some, which is known where the kernel has said its name.
         return self._stamped is False or not without_stamp(text)[0]
+
+    def _has_sign(self, text: bytes) -> bool:
+        if len(text) < MUCH:
+            return any(sign in text for sign in _SIGNS)
+        if self._signs is None:
+            from pyvmm.virtio.words import Words
+
+            self._signs = Words(_SIGNS)
+        return self._signs.are_in(text)
 
     def _line(self, raw: bytes, told: bool, hints: list[Hint]) -> None:
         if not raw.strip():

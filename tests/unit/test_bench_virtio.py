@@ -36,6 +36,21 @@ def test_a_result_is_a_rate_and_shares_of_one_operation() -> None:
     assert (found.interrupts, found.notifications, found.lost) == (0.1, 0.02, 3)
 
 
+def test_writes_to_a_console_count_when_their_text_has_arrived() -> None:
+    line = "end 500 9 8 7 0"
+    assert virtio.delivered("begin print:64:32", line, 500 * 64 + 1) == line
+    assert virtio.delivered("begin print:64:32", line, 400 * 64) == "end 400 9 8 7 100"
+    assert virtio.delivered("begin read:4096:1", line, 0) == line
+    assert virtio.delivered("begin print:64:32", "end of it", 0) == "end of it"
+
+
+def test_text_is_counted_however_it_is_cut_into_reads() -> None:
+    said = b"begin print:64:2\\n" + (b"x" * 63 + b"\\n") * 700 + b"end 1000 9 8 7 0\\n"
+    script = f"printf 'before\\n'; printf '{said.decode()}'; sleep 5"
+    [(line, _)] = virtio.follow(["sh", "-c", script], 1, 4.0)
+    assert line == "end 700 9 8 7 300"
+
+
 def test_cpu_time_is_never_less_than_none() -> None:
     assert Result(f"end 10 {KHZ} 0 0 0", KHZ, cpu=-0.01).cpu == 0  # the vCPU's share comes in steps of 10 ms
 
