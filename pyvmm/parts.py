@@ -213,7 +213,7 @@ class Parts(Processors):
 class Stats:
     """Counters of a VM at one moment.
 
-    exits      how many by name ("IO", "MMIO", ...), over all vCPUs
+    exits      how many by name ("IO", "MMIO", ...), over all vCPUs, with those that the run loop in C dealt with
     completed  how many instructions that KVM refused were completed, by name ("popcnt", "popcnt (#PF)", ...)
     unclaimed  reads and writes that no device answered, ports and MMIO together
     seconds    wall time since the vCPUs were started, up to the end of the run

@@ -322,7 +322,7 @@ class VM(Endings, GuestParts):
         self._link = link = ConsoleLink(self.machine.receive, self._control)
         if self._virtio is not None and self._virtio.console is not None:
             port = self._virtio.console.ports[0]
-            port.output = self._output
+            port.output = self._virtio_output
             port.on_input_drained = self.console.input_ready
             link.also_holds(port)
             if console_device(self.config.append) == HVC:
@@ -377,6 +377,11 @@ class VM(Endings, GuestParts):
             raise failure
 
     # --- Inside ------------------------------------------------------------------------------------------------
+
+    def _virtio_output(self, data: bytes) -> None:
+        """What the guest wrote to its other consoles before it comes first, though the loop in C may still have it."""
+        self.machine.hot.drain()
+        self._output(data)
 
     def _output(self, data: bytes) -> None:
         self._diagnosis.console.feed(data)

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from pyvmm import VM, layout
+from pyvmm import VM, Port, layout
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.images import guest
 from pyvmm.kvm.constants import KVM_MP_STATE_RUNNABLE
 from pyvmm.kvm.exits import Exit, Mmio, Pio
+from pyvmm.kvm.hot import NativeHot
 from pyvmm.observe import Observer
 from tests.support import guests
 
@@ -218,6 +219,15 @@ def test_a_guest_that_spins_after_its_last_word_is_heard(make: Make) -> None:
         until(lambda: served(vm) == 2)  # the first ones come to Python: they make the UART, and start what flushes
         until(lambda: said(vm) == b"abcd", limit=2)
         assert vm.stats.exits == {"IO": 4}
+
+
+def test_what_a_virtio_console_writes_comes_behind_what_was_posted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NativeHot, "_flush", lambda self: None)  # nobody else does it
+    with make(bytes.fromhex("baf803 b061 ee40 ee40 ee40 ee40 ebfe"), exits="fast", ports=[Port("p")]) as vm:
+        until(lambda: served(vm) == 2)
+        assert said(vm) == b"ab"
+        vm._virtio.console.ports[0].output(b"!")  # type: ignore[union-attr]
+        assert said(vm) == b"abcd!"
 
 
 def test_a_pause_finds_nothing_posted(chatter: VM) -> None:
