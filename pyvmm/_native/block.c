@@ -11,7 +11,7 @@
 #define BLK_T_OUT 1
 #define BLK_S_OK 0
 
-#define PUSH_BYTES (128 << 10) /* moved before the driver sees what is done: for small requests, a batch */
+#define PUSH_BYTES (4 << 20)  /* moved before the driver sees what is done: for all but large requests, a batch */
 #define CALL_BYTES (32 << 20)  /* moved in one call: a reset or a pause waits for its end */
 #define WAITS 16               /* for more requests, in one call */
 #define WINDOW_LEAST 4000      /* nanoseconds of such a wait */
@@ -151,7 +151,7 @@ static int comes_soon(struct pyvmm_block *block, const struct pyvmm_queue *queue
             if (has_more(block->others[number]))
                 return 0;
     } while (now() < until);
-    block->window /= 2;
+    block->window -= block->window / 8;
     return 0;
 }
 

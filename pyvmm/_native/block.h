@@ -13,7 +13,7 @@
 #define PYVMM_BLOCK_TELL 2    /* the driver is to be told of what was done */
 #define PYVMM_BLOCK_AGAIN 3   /* enough for one call */
 
-#define PYVMM_BLOCK_BATCH 32  /* requests taken together */
+#define PYVMM_BLOCK_BATCH 64  /* requests taken together */
 #define PYVMM_BLOCK_ROOM 1024 /* buffers of all of them; no more than one system call takes (UIO_MAXIOV) */
 
 /*
@@ -31,8 +31,8 @@ struct pyvmm_block {
 
     uint32_t window;        /* nanoseconds that it waits at the moment: long where that was worth while */
     int served;             /* requests that the last call has done */
-    struct pyvmm_chain chains[32];
-    struct pyvmm_used used[32];
+    struct pyvmm_chain chains[64];
+    struct pyvmm_used used[64];
     struct iovec iov[1024];
 };
 
