@@ -289,7 +289,8 @@ class VirtioBlock(VirtioDevice):
         """As the loop above: C does what it can, Python what it leaves."""
         left = TURN * queue.size
         queue.unfinished = False
-        plane.set_queues(self.queues, queue)
+        if len(self.queues) > 1:
+            plane.set_queues(self.queues, queue)
         while queue.ready:
             reason, done = plane.serve(queue, left)
             left -= done

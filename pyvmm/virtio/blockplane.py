@@ -31,12 +31,11 @@ the guest an exit and the data plane a wake-up, which are some tens of microseco
 class BlockPlane:
     """One device's. `straight` and `writable` say what it may do; all but `writable` with the device's `plane` held."""
 
-    __slots__ = ("_all", "_c", "_others")
+    __slots__ = ("_all", "_c", "_disk", "_others")
 
     def __init__(self) -> None:
         self._c = ffi.new("struct pyvmm_block *")
-        self._c.fd = -1
-        self._c.align = 1
+        self._disk = -1, 0, 0
         self._c.patience = PATIENCE
         self._all: list[NativeQueue] = []
         self._others = ffi.NULL
@@ -47,8 +46,10 @@ class BlockPlane:
 
     def set_disk(self, fd: int, length: int, align: int) -> None:
         """Requests within the first `length` bytes go to `fd`, if they are multiples of `align` in all they are."""
-        c = self._c
-        c.fd, c.sectors, c.align = fd, length // SECTOR, align
+        disk = fd, length, align
+        if disk != self._disk:
+            self._disk = disk
+            self._c.fd, self._c.sectors, self._c.align = fd, length // SECTOR, align
 
     def set_queues(self, queues: Sequence[Virtqueue], serving: Virtqueue) -> None:
         """All queues, and the one to be served next: it waits for nothing while another has something."""

@@ -249,15 +249,17 @@ class VirtioDevice(Stateful):
         with self.plane:
             queue = self.queues[index]
             if self.live and queue.ready and not self.paused:
-                self.guarded(lambda: self.serve(queue))
+                self.guarded(self.serve, queue)
             again = queue.unfinished and self.live and not self.paused
         if again:
             self.ring(index)  # behind whatever waits for `plane`: a reset, a pause, another queue
 
-    def guarded(self, work: Callable[[], None]) -> None:
-        """Do `work`, which uses queues, tell the driver what is due; a broken ring makes the device want a reset."""
+    def guarded(self, work: Callable[..., None], *arguments: object) -> None:
+        """Do `work(*arguments)`, which uses queues, tell the driver what is due; a broken ring makes the device want a
+        reset.
+        """
         try:
-            work()
+            work(*arguments)
         except QueueError as error:
             self.fail(str(error))
         for queue in self.queues:

@@ -134,7 +134,8 @@ class DataPlane:
 
     def _watch(self, poll: select.poll, watched: dict[int, int]) -> None:
         """Have `poll` wait for what the device names now."""
-        wanted = dict(self.device.sources()) if self._may_serve() else {}
+        sources = self.device.sources()  # most devices have none, and that is soon said
+        wanted = dict(sources) if sources and self._may_serve() else {}
         if wanted != watched:
             for fd in watched.keys() - wanted.keys():
                 try:
@@ -157,23 +158,29 @@ class DataPlane:
         device = self.device
         with device.plane:
             if self._may_serve():
-                device.guarded(lambda: device.ready(fd, events))
+                device.guarded(device.ready, fd, events)
 
     # --- Time ---------------------------------------------------------------------------------------------------------
 
     def _timeout(self) -> float | None:
         """Milliseconds until something is due, or None."""
-        deadline = self.device.next_deadline() if self._may_serve() else None
+        deadline = self._deadline()
+        if deadline is None and self._remind_at is None:
+            return None
         due = [at for at in (self._remind_at, deadline) if at is not None]
-        return max(0.0, (min(due) - time.monotonic()) * 1000) if due else None
+        return max(0.0, (min(due) - time.monotonic()) * 1000)
+
+    def _deadline(self) -> float | None:
+        deadline = self.device.next_deadline()
+        return None if deadline is None or not self._may_serve() else deadline
 
     def _keep_time(self) -> None:
         device = self.device
-        deadline = device.next_deadline() if self._may_serve() else None
+        deadline = self._deadline()
         if deadline is not None and deadline <= (now := time.monotonic()):
             with device.plane:
                 if self._may_serve():
-                    device.guarded(lambda: device.run_due(now))
+                    device.guarded(device.run_due, now)
         self._remind()
 
     def _remind(self) -> None:
