@@ -77,6 +77,7 @@ class Lib:
     PYVMM_BLOCK_ROOM: int
     PYVMM_NET_BATCH: int
     PYVMM_NET_IOVECS: int
+    PYVMM_NET_FEW: int
     PYVMM_NET_NO_CHAIN: int
     PYVMM_NET_NO_FRAME: int
     PYVMM_NET_FULL: int
@@ -143,6 +144,7 @@ class pyvmm_net:
     wanted: int
     mergeable: int
     longest: int
+    wary: int
     moved: int
     head: int
     frame: int

@@ -139,7 +139,8 @@ int pyvmm_net_transmit(struct pyvmm_net *net, struct pyvmm_queue *queue, struct 
     net->moved = 0;
     pyvmm_suppress(queue);
     for (;;) {
-        int taken = pyvmm_pop(queue, net->chains, PYVMM_NET_BATCH, net->iov, PYVMM_NET_IOVECS);
+        int limit = net->wary ? PYVMM_NET_FEW : PYVMM_NET_BATCH;
+        int taken = pyvmm_pop(queue, net->chains, limit, net->iov, PYVMM_NET_IOVECS);
         uint32_t filled = 0;
         int64_t bytes = 1;
         int count, whole;
@@ -176,6 +177,7 @@ int pyvmm_net_transmit(struct pyvmm_net *net, struct pyvmm_queue *queue, struct 
             return PYVMM_NET_FULL;
         }
         pyvmm_unpop(queue, net->chains + count, taken - count);
+        net->wary = bytes < 0;
         if (bytes < 0)
             return PYVMM_NET_PYTHON;
         budget -= count;
@@ -353,7 +355,7 @@ int pyvmm_net_receive(struct pyvmm_net *net, struct pyvmm_queue *queue, struct p
             pyvmm_suppress(queue);
             continue;
         }
-        while (waiting < PYVMM_NET_BATCH && (next = whole_frame(frames, at, &length)) > 0) {
+        while (waiting < (net->wary ? PYVMM_NET_FEW : PYVMM_NET_BATCH) && (next = whole_frame(frames, at, &length)) > 0) {
             at = (uint32_t)next;
             waiting++;
         }
@@ -365,7 +367,10 @@ int pyvmm_net_receive(struct pyvmm_net *net, struct pyvmm_queue *queue, struct p
             continue;
         }
         waiting = pyvmm_pop(queue, net->chains, waiting, net->iov, PYVMM_NET_IOVECS);
-        if (waiting < 0 || (waiting > 0 && deliver(net, queue, frames, waiting)))
+        if (waiting < 0)
+            return PYVMM_NET_PYTHON;
+        net->wary = waiting > 0 && deliver(net, queue, frames, waiting);
+        if (net->wary)
             return PYVMM_NET_PYTHON;
     }
     return PYVMM_NET_MORE;

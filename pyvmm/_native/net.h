@@ -10,6 +10,7 @@
 
 #define PYVMM_NET_BATCH 256     /* chains taken at a time */
 #define PYVMM_NET_IOVECS 1024   /* and the buffers that they have together */
+#define PYVMM_NET_FEW 4         /* chains taken where the next one may be for Python */
 
 /* How a call ends. */
 #define PYVMM_NET_NO_CHAIN 0    /* none is available, and the driver will notify of the next */
@@ -43,6 +44,7 @@ struct pyvmm_net {
     uint8_t wanted;             /* PYVMM_NET_ALL, ... */
     uint8_t mergeable;          /* VIRTIO_NET_F_MRG_RXBUF */
     uint32_t longest;           /* bytes of a received frame */
+    uint8_t wary;               /* the last call of either kind ended at a frame for Python: take few chains at first */
     uint64_t moved;             /* frames sent or received by the call */
     /* After PYVMM_NET_FULL: the head of the frame in hand, and where in `stage` it is, as the back-end takes it. */
     uint16_t head;

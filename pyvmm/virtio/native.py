@@ -42,7 +42,7 @@ class NativeQueue:
 
     def __init__(self, queue: Virtqueue) -> None:
         memory = queue._memory
-        assert queue.ready and memory is not None
+        assert memory is not None  # it may be about to be disabled, by whoever waits for `plane`
         self._queue = queue
         c: pyvmm_queue = ffi.new("struct pyvmm_queue *")
         regions = ffi.new("struct pyvmm_region[]", len(memory.regions))

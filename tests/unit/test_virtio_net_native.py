@@ -306,6 +306,104 @@ def test_both_paths_do_the_same(tap, seed):
         guest.close()
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("native", [False, True], ids=["python", "native"])
+def test_a_back_end_that_is_full_gets_each_frame_whole_and_once_even_after_a_reset(native, seed):
+    """What has been sent in part goes on; what has not begun is dropped with its driver."""
+    choose = random.Random(seed)
+    guest = Guest(native, buffer=choose.choice((1, 5000, 9001, 20000))).bring_up(size=64)
+    sent, resets, number = [], 0, 0
+    for _ in range(300):
+        what = choose.random()
+        if what < 0.05:
+            guest.bring_up(size=64)
+            resets += 1
+        elif what < 0.6:
+            ring = guest.rings[TRANSMIT]
+            ring.used()
+            for _ in range(min(len(ring.free) // 2, choose.randrange(6))):
+                data = frame(OTHER, MAC, choose.choice((14, 60, 1514, 9000)), number)
+                number += 1
+                ring.add(guest.heap, [bytes(12), data], publish=False)
+                sent.append(data)
+            ring.publish()
+            guest.kick(TRANSMIT)
+        else:
+            guest.wire.hear(choose.randrange(1, 12_000))
+            guest.turn()
+    guest.settle()
+    guest.bring_up()
+    works(guest)
+    sent.append(guest.wire.heard[-1])
+    left = iter(sent)
+    assert all(one in left for one in guest.wire.heard), "a frame that was not sent, or not in that order"
+    assert guest.net.counts["transmitted"] == len(guest.wire.heard) > 50
+    assert resets or len(guest.wire.heard) == len(sent)
+    guest.close()
+
+
+def works(guest):
+    heard = len(guest.wire.heard)
+    data = frame(OTHER, MAC, 60, 0xFFFF)
+    guest.send(TRANSMIT, [bytes(12), data])
+    guest.settle()
+    assert guest.wire.heard[heard:] == [data]
+
+
+@pytest.mark.parametrize("buffer", [0, 5000])
+def test_a_peer_that_goes_is_the_same_on_both_paths(buffer):
+    """With nothing, or with a frame in hand that was sent in part."""
+    guests = both(buffer=buffer)
+    for guest in guests:
+        guest.bring_up(size=64)
+        ring = guest.rings[TRANSMIT]
+        for number in range(20 if buffer else 0):
+            ring.add(guest.heap, [bytes(12), frame(OTHER, MAC, 1514, number)])
+        guest.kick(TRANSMIT)
+        guest.offers = [guest.send(RECEIVE, [], [1526]) for _ in range(3)]
+        assert (guest.net._unsent is not None) == bool(buffer)
+        guest.wire.peer.close()
+        guest.turn()
+        guest.send(TRANSMIT, [bytes(12), frame(OTHER, MAC, 60, 1)])
+        assert guest.net._unsent is None and guest.net._gone and guest.net.counts["no link"] >= 1
+        assert guest.config(6, 2) == 0
+    python, native = guests
+    assert native.said == python.said and len(native.said) == 1
+    assert native.rings[TRANSMIT].used_index == python.rings[TRANSMIT].used_index == (21 if buffer else 1)
+    for guest in guests:
+        guest.close()
+
+
+@pytest.mark.parametrize("at", range(64 + 4))
+def test_a_frame_goes_on_where_c_has_stopped(at):
+    """At each byte of it, its length included."""
+    wire = Wire(tap=False)
+    data = frame(OTHER, MAC, 64, 1)
+    wire.direct.sent = at
+    assert wire.direct.send(memoryview(data)) and wire.direct.sent == 0
+    assert wire.peer.recv(100) == ((64).to_bytes(4, "big") + data)[at:]
+    wire.close()
+
+
+def test_c_moves_what_is_plain_and_python_sees_the_rest(monkeypatch):
+    guest = Guest(True, tap=True, spoof=False).bring_up(size=64)
+    seen = []
+    original = VirtioNet._transmit_one
+    monkeypatch.setattr(VirtioNet, "_transmit_one", lambda *given: seen.append(given) or original(*given))
+    ring = guest.rings[TRANSMIT]
+    for number in range(9):
+        data = frame(OTHER, OTHER if number == 4 else MAC, 60, number)
+        ring.add(
+            guest.heap, [bytes(12) if number != 7 else pack("<BBHHHHH", 1, 0, 0, 0, 34, 16, 0), data], publish=False
+        )
+    ring.publish()
+    guest.kick(TRANSMIT)
+    guest.settle()
+    assert len(seen) == 2 and len(guest.wire.heard) == guest.net.counts["transmitted"] == 8
+    assert guest.net.counts["spoofed"] == 1
+    guest.close()
+
+
 def test_numbers_typed_in_c_are_those_of_the_specification():
     source, header = ((build_rings.HERE / f"net.{kind}").read_text() for kind in "ch")
     numbers = dict(re.findall(r"^#define (\w+) (\d+)", source + header, re.MULTILINE))
