@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-KINDS = ("exits", "boot", "virtio", "snapshot", "share", "scale", "report")
+KINDS = ("exits", "boot", "virtio", "snapshot", "share", "scale", "idle", "report")
 """Modules beside this one, each with a `main`, in the order in which all run."""
 
 

@@ -112,6 +112,8 @@ def rows(records: Records) -> list[Row]:
             name = title.format(what, depth)
             found.append(Row(name, f"at least {bar:g} of QEMU's", bar, records.virtio(test), less=False, unit=""))
     below("peak memory beyond guest RAM", 20, "MiB", records.exits("memory", "beyond_ram_mib"))
+    idle = [guest["beyond_pct"] for guest in (records.file("idle") or {}).get("guests", ())]
+    below(f"each of {len(idle)} idle guests, CPU beyond KVM's own", 0.1, "% of a core", idle)
     for figure, title in (("wall_ms", "wall"), ("cpu_ms", "CPU")):
         mine, theirs = (records.exits("whole process", figure, who) for who in ("pyvmm", "qemu"))
         at_most(f"a whole process that leaves at once, {title}", 1, mine, theirs)
