@@ -24,7 +24,7 @@
 #define PYVMM_WAKE 32      /* a write could have been posted, but nobody would flush it */
 
 #define PYVMM_OFFSETS 8
-#define PYVMM_RING 512
+#define PYVMM_RING 1024 /* a guest that does nothing but write needs longer for these than the timer waits */
 #define PYVMM_LOG 64
 #define PYVMM_RINGS 4
 

@@ -25,7 +25,7 @@ from tests.support import guests
 pytestmark = [pytest.mark.needs("kvm")]
 PATHS = ("plain", "fast")
 LIMIT = 20
-RING = 512
+RING = 1024
 
 COM1 = layout.SERIAL_PORT
 SECOND_ENTRY = 0x7C40

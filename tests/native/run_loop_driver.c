@@ -117,7 +117,7 @@ static void one_at_a_time(void)
     struct rig *rig = new_rig();
     struct pyvmm_writes writes;
     struct cpu cpu;
-    uint8_t text[600];
+    uint8_t text[PYVMM_RING + 100];
     uint32_t value;
 
     new_cpu(&cpu, rig);
