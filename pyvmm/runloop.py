@@ -152,12 +152,7 @@ class VcpuLoop:
         try:
             self._loop()
         except BaseException as error:
-            import traceback
-
-            detail = f"{type(error).__name__}: {error}"
-            outcome = Outcome("error", getattr(error, "exit_status", STATUS_VMM_ERROR), detail)
-            outcome.report = traceback.format_exc()
-            self._control.end(outcome)
+            self._control.end(failure(error))
         finally:
             self._control.thread_ended()
 
@@ -241,6 +236,15 @@ class VcpuLoop:
             self._ports.write_string(exit.port, exit.size, exit.data)
         else:
             self.vcpu.answer(exit, self._ports.read_string(exit.port, exit.size, exit.count))
+
+
+def failure(error: BaseException) -> Outcome:
+    """The outcome of a run in which the VMM itself went wrong: `error` is being handled."""
+    import traceback
+
+    outcome = Outcome("error", getattr(error, "exit_status", STATUS_VMM_ERROR), f"{type(error).__name__}: {error}")
+    outcome.report = traceback.format_exc()
+    return outcome
 
 
 def judge(exit: Exit) -> Outcome:

@@ -26,7 +26,7 @@ from pyvmm.endings import Endings
 from pyvmm.errors import STATUS_TIME_LIMIT, STATUS_VMM_ERROR, UsageError, VcpuStuckError
 from pyvmm.guest.parts import GuestParts
 from pyvmm.machine import Machine
-from pyvmm.runloop import Outcome, VcpuLoop
+from pyvmm.runloop import Outcome, VcpuLoop, failure
 from pyvmm.slots import HVC, slots
 from pyvmm.steering import STUCK_AFTER, Control
 
@@ -265,13 +265,9 @@ class VM(Endings, GuestParts):
             return None
         from pyvmm.kvm.hot import NativeHot
 
-        hot = NativeHot(self._failed)
+        hot = NativeHot(lambda error: self._control.end(failure(error)))
         self._guest_closers.append(hot.close)
         return hot
-
-    def _failed(self, error: BaseException) -> None:
-        detail = f"{type(error).__name__}: {error}"
-        self._control.end(Outcome("error", getattr(error, "exit_status", STATUS_VMM_ERROR), detail))
 
     def _spawn(self) -> None:
         ports, mmio = self.machine.ports, self.machine.mmio

@@ -221,6 +221,23 @@ def test_a_guest_that_spins_after_its_last_word_is_heard(make: Make) -> None:
         assert vm.stats.exits == {"IO": 4}
 
 
+def test_what_goes_wrong_with_a_posted_write_ends_the_run_as_it_would_have_at_once(make: Make) -> None:
+    """A listener that raises, on the thread that flushes."""
+
+    def broken(data: bytes) -> None:
+        if data.endswith(b"d"):
+            raise ValueError("it is broken")
+
+    code = bytes.fromhex("baf803 b061 ee40 ee40 ee40 ee40 ebfe")
+    for exits in PATHS:
+        with make(code, exits=exits, paused=True) as vm:
+            vm.listen(broken)
+            vm.resume()
+            outcome = vm.wait(LIMIT)
+        assert (outcome.reason, outcome.detail) == ("error", "ValueError: it is broken")
+        assert "in broken" in str(outcome.report)
+
+
 def test_what_a_virtio_console_writes_comes_behind_what_was_posted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NativeHot, "_flush", lambda self: None)  # nobody else does it
     with make(bytes.fromhex("baf803 b061 ee40 ee40 ee40 ee40 ebfe"), exits="fast", ports=[Port("p")]) as vm:
