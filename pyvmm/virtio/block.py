@@ -293,13 +293,12 @@ class VirtioBlock(VirtioDevice):
             plane.set_queues(self.queues, queue)
         while queue.ready:
             reason, done = plane.serve(queue, left)
-            left -= done
+            left -= done or 1  # a driver whose index goes to and fro could have that go on for ever
             if reason == TELL:
                 self.interrupt(queue)
             elif reason == EMPTY:
                 return
             elif reason == FOR_PYTHON:
-                left -= 1
                 chain = queue.pop()
                 if chain is not None:
                     self._serve_chain(queue, chain)

@@ -20,7 +20,7 @@ from pyvmm.hardware import Disk, Net
 from pyvmm.slots import slots
 from pyvmm.virtio import spec
 from pyvmm.virtio.block import TURN, VirtioBlock
-from pyvmm.virtio.blockplane import BlockPlane
+from pyvmm.virtio.blockplane import AGAIN, BlockPlane
 from pyvmm.virtio.native import native_queue
 from pyvmm.virtio.spec import (
     BLK_F_CONFIG_WCE,
@@ -271,6 +271,16 @@ def test_a_turn_ends_and_says_that_there_is_more(made):
     assert done == 3 and ring.used_index == 3 and TURN * 16 > 4
     driver.device.serve_unless_broken(0)
     assert ring.used_index == 4 and not queue.unfinished and not rung
+
+
+def test_an_index_that_goes_to_and_fro_keeps_nobody_for_ever(made, monkeypatch):
+    """Each time C looks there is something, and each time it takes it there is nothing."""
+    driver = made(True, size=16)
+    rung = []
+    driver.device.ring = rung.append
+    monkeypatch.setattr(driver.plane, "serve", lambda queue, limit: (AGAIN, 0))
+    driver.device.serve_unless_broken(0)
+    assert driver.device.queues[0].unfinished and rung == [0]
 
 
 def test_a_reset_lets_go_of_the_guest_s_memory(made):
