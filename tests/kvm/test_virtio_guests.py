@@ -52,6 +52,7 @@ def run(
     transport: str = "mmio",
     others: Sequence[Path] = (),
     exits: str = "fast",
+    datapath: str = "native",
 ) -> tuple[str, int | None]:
     """What the guest prints, and its status; its first disk is `image`."""
     vm = VM(
@@ -63,6 +64,7 @@ def run(
         timeout=30,
         observers=observers,
         exits=exits,
+        datapath=datapath,
     )
     with vm:
         exit = vm.wait(40)
@@ -70,11 +72,13 @@ def run(
         return vm.console.text, exit.status
 
 
-@pytest.mark.parametrize("exits", ["fast", "plain"])
+@pytest.mark.parametrize(("exits", "datapath"), [("fast", "native"), ("plain", "python")])
 @pytest.mark.parametrize("features", ["", " flags"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_sector_is_copied_however_the_driver_is_told(mode: str, features: str, image: Path, exits: str) -> None:
-    text, status = run("virtio-blk", mode + features, image, exits=exits)
+def test_a_sector_is_copied_however_the_driver_is_told(
+    mode: str, features: str, image: Path, exits: str, datapath: str
+) -> None:
+    text, status = run("virtio-blk", mode + features, image, exits=exits, datapath=datapath)
     told = "without interrupts" if mode == "poll" else "told by interrupts"
     assert (text, status) == (f"sector 0: {TEXT.decode()}copied to sector 1, {told}\n", 0)
     assert image.read_bytes() == TEXT.ljust(512, b"\0") * 2 + bytes((1 << 20) - 1024)

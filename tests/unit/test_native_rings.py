@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 from collections import Counter
+from functools import partial
 from struct import pack
 
 import pytest
@@ -330,6 +331,47 @@ def test_random_and_hostile_rings_are_as_in_python(mixed):
     assert not [kind for kind in SAYS if not in_c[kind]], in_c
     assert errors[0] > 1000
     assert all(called[name] for name in ("pop", "unpop", "push", "wants_interrupt", "suppress", "listen", "no room"))
+
+
+G4 = 1 << 32
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "available", "kind"),
+    [
+        ([(0x4000, 16, 0, 0)], 4, 0),
+        ([(0x4000, 16, 0, 0)], 5, lib.PYVMM_AVAIL_JUMPS),
+        ([(0x4000, 2, NEXT, 1), (0x4000, G4 - 2, 0, 0)], 1, lib.PYVMM_BUFFER_NOT_RAM),
+        ([(0x4000, 2, NEXT, 1), (0x4000, G4 - 1, 0, 0)], 1, lib.PYVMM_CHAIN_LONG),
+        ([(0x7FF0, 16, 0, 0)], 1, 0),
+        ([(0x7FF0, 17, 0, 0)], 1, lib.PYVMM_BUFFER_NOT_RAM),
+        ([(0x13FFF, 1, 0, 0)], 1, 0),
+        ([(0x14000, 1, 0, 0)], 1, lib.PYVMM_BUFFER_NOT_RAM),
+        ([(0x14000, 0, 0, 0)], 1, 0),
+        ([((1 << 64) - 1, 2, 0, 0)], 1, lib.PYVMM_BUFFER_NOT_RAM),
+        ([(0x4000, 1, NEXT, 3), *[(0, 0, 0, 0)] * 3], 1, 0),
+        ([(0x4000, 1, NEXT, 4), *[(0, 0, 0, 0)] * 3], 1, lib.PYVMM_NEXT_RANGE),
+        ([(0x4000, 1, NEXT, 1), (0x4000, 1, NEXT, 2), (0x4000, 1, NEXT, 3), (0x4000, 1, 0, 0)], 1, 0),
+        ([(0x4000, 1, NEXT, 1), (0x4000, 1, NEXT, 2), (0x4000, 1, NEXT, 3), (0, 0, NEXT, 0)], 1, lib.PYVMM_CHAIN_LOOPS),
+        ([(0x3000, 16 * 4, INDIRECT, 0)], 1, 0),
+        ([(0x3000, 16 * 5, INDIRECT, 0)], 1, lib.PYVMM_INDIRECT_LONG),
+        ([(0x7FF0, 16, INDIRECT, 0)], 1, 0),
+        ([(0x7FF8, 16, INDIRECT, 0)], 1, lib.PYVMM_INDIRECT_NOT_RAM),
+    ],
+)
+def test_the_edges_are_where_python_has_them(descriptors, available, kind):
+    """Heads are 0, 1, 2, 3; what is not written is 0, a descriptor of nothing."""
+    sides = [make(4, 1 << spec.F_RING_INDIRECT_DESC, 0) for make in (Reference, partial(Subject, lambda: True))]
+    try:
+        found = []
+        for side in sides:
+            side.memory.write(DESCRIPTORS, b"".join(pack("<QIHH", *each) for each in descriptors))
+            side.memory.write(DRIVER, pack("<6H", 0, available, 0, 1, 2, 3))
+            found.append(side.pop(1, 64))
+        assert found[0] == found[1] and found[0][1] == kind and sides[0].state() == sides[1].state()
+    finally:
+        for side in sides:
+            side.close()
 
 
 # --- By itself, under the sanitizers ---------------------------------------------------------------------------------
