@@ -1,8 +1,9 @@
 """`python -m bench`: measure everything, print tables, write JSON and plots, and hold it against the bars.
 
 `python -m bench exits` measures exits, whole processes and memory, `boot` booting Linux, `virtio` requests to virtio
-devices, `share` the files of a 9p share, `snapshot` saving and restoring VMs, `scale` how costs grow with a VM;
-`report` holds what was measured last against the bars. Each of them has `--help`; without one, all run in turn.
+devices, `share` the files of a 9p share, `snapshot` saving and restoring VMs, `scale` how costs grow with a VM, `idle`
+many VMs that do nothing; `report` holds what was measured last against the bars. Each of them has `--help`; without
+one, all run in turn.
 """
 
 from __future__ import annotations
