@@ -50,28 +50,47 @@ def whole_process(launch: str, contender: Contender, line: str = "") -> Figures:
 
 
 def memory_beyond_ram(contender: Contender) -> Figures:
-    """What a VMM holds while its guest runs, in MiB: its PSS, less that of the mapping which is the guest's RAM."""
+    """What a VMM holds while its guest runs, in MiB: its PSS, less that of the mappings which are the guest's RAM."""
     argv = contender.argv(f"outb {ENDLESS} {PLACES_OF_FLOOR['outb']:#x}")
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment())
     try:
         time.sleep(WARM_UP)
-        total = ram = 0
-        size = 0
-        with open(f"/proc/{process.pid}/smaps") as smaps:
-            for text in smaps:
-                name, _, value = text.partition(":")
-                if name == "Size":
-                    size = int(value.split()[0])
-                elif name == "Pss":
-                    pss = int(value.split()[0])
-                    total += pss
-                    ram += pss if size == MEMORY << 10 else 0
+        beyond = pss_beyond(mappings(process.pid), MEMORY << 10)
         if process.poll() is not None:
             raise SystemExit(f"{contender.name} did not keep running")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    return {"beyond_ram_mib": (total - ram) / 1024}
+    return {"beyond_ram_mib": beyond / 1024}
+
+
+def mappings(process: int) -> list[tuple[int, int, int]]:
+    """Start, length and PSS, the last two in KiB, of each mapping of a process, by address (proc(5), smaps)."""
+    found, start, length = [], 0, 0
+    with open(f"/proc/{process}/smaps") as smaps:
+        for text in smaps:
+            name, _, value = text.partition(":")
+            if name == "Size":
+                length = int(value.split()[0])
+            elif name == "Pss":
+                found.append((start, length, int(value.split()[0])))
+            elif "-" in name:
+                start = int(name.partition("-")[0], 16)
+    return found
+
+
+def pss_beyond(found: list[tuple[int, int, int]], ram: int) -> int:
+    """The sum of PSS but for the mappings, one behind the other, that together are `ram` KiB long."""
+    total = sum(pss for _, _, pss in found)
+    for first in range(len(found)):
+        length = inside = 0
+        for start, size, pss in found[first:]:
+            if start != found[first][0] + (length << 10) or length >= ram:
+                break
+            length, inside = length + size, inside + pss
+        if length == ram:
+            return total - inside
+    raise SystemExit(f"no mappings of {ram} KiB")
 
 
 def exits(launch: str, contender: Contender, kernel: str, kind: str, count: int) -> Figures:

@@ -66,9 +66,11 @@ class Region:
 
     def _anonymous(self) -> mmap.mmap:
         pages = mmap.mmap(-1, self.length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-        if self.length >= HUGE_PAGE:
+        # Not for the first 2 MiB: all that a small guest touches, and a huge page is filled with zeroes in one go.
+        start = 0 if self.gpa else HUGE_PAGE
+        if self.length > start:
             try:
-                pages.madvise(mmap.MADV_HUGEPAGE)
+                pages.madvise(mmap.MADV_HUGEPAGE, start)
             except OSError:
                 pass  # advice: a kernel without transparent huge pages refuses it
         return pages
