@@ -33,19 +33,18 @@ void pyvmm_console_give_back(struct pyvmm_console *console, struct pyvmm_queue *
     pyvmm_push(queue, console->used, count);
 }
 
-/* Of three bytes; the multiplier is 2^32 over the golden ratio. */
+/* Of three bytes, 12 bits; the multiplier is 2^32 over the golden ratio. */
 static uint32_t hash(uint32_t bytes)
 {
-    return bytes * 0x9e3779b1u >> 16;
+    return bytes * 0x9e3779b1u >> 20;
 }
 
 void pyvmm_words_prepare(struct pyvmm_words *words)
 {
     for (uint32_t number = 0; number < words->count; number++) {
         const uint8_t *word = words->words[number];
-        uint32_t bit = hash(word[0] | (uint32_t)word[1] << 8 | (uint32_t)word[2] << 16);
 
-        words->starts[bit / 8] |= (uint8_t)(1 << bit % 8);
+        words->starts[hash(word[0] | (uint32_t)word[1] << 8 | (uint32_t)word[2] << 16)] = 1;
     }
 }
 
@@ -54,11 +53,8 @@ int pyvmm_words_found(const struct pyvmm_words *words, const uint8_t *text, size
     uint32_t three = 0;
 
     for (size_t end = 0; end < length; end++) {
-        uint32_t bit;
-
         three = three >> 8 | (uint32_t)text[end] << 16;
-        bit = hash(three);
-        if (!(words->starts[bit / 8] >> bit % 8 & 1) || end < 2)
+        if (!words->starts[hash(three)] || end < 2)
             continue;
         for (uint32_t number = 0; number < words->count; number++)
             if (words->lengths[number] <= length - (end - 2) &&

@@ -34,7 +34,7 @@ struct pyvmm_words {
     uint32_t count;
     uint8_t lengths[64];
     uint8_t words[64][32];
-    uint8_t starts[8192];       /* a bit for each hash of a word's first three bytes */
+    uint8_t starts[4096];       /* for each hash whether a word's first three bytes have it */
 };
 
 /* Fill `starts`. */

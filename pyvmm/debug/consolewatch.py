@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 LOG = 64 << 10
 """Bytes of output kept; they are taken from what is looked at anyway."""
 GATHER = 512
-"""Pieces of output put aside before they are looked at, and bytes of one that is looked at when it comes."""
-MUCH = 4096
-"""Bytes of output that are searched by C."""
+"""Pieces of output put aside before they are looked at."""
+BULK = 16 << 10
+"""Bytes, about, in pieces of more than one byte that are put aside before they are looked at."""
+MUCH = 16 << 10
+"""Bytes of output from which on C searches it: loading that costs some milliseconds."""
 LINE = 1024
 """Bytes of a line that are looked at together: a longer one is several."""
 KEPT_LINES = 48
@@ -121,6 +123,7 @@ class ConsoleWatch:
         self.user_space = False
         self.kernel_offset = 0
         self._chunks: deque[bytes] = deque()
+        self._aside = 0
         self._lock = threading.Lock()
         self._log = bytearray()
         self._tail = b""
@@ -135,13 +138,15 @@ class ConsoleWatch:
         """Output of the guest."""
         # A deque's own operations are atomic, and pieces are mostly the one-byte constants of the serial port.
         self._chunks.append(data)
-        if len(self._chunks) >= GATHER or len(data) >= GATHER:
+        if len(data) > 1:
+            self._aside += len(data)
+        if len(self._chunks) >= GATHER or self._aside >= BULK:
             self.scan()
 
     def scan(self, end: bool = False) -> None:
         """Look at what has been written since the last time; with `end` at a last line without its end, too."""
         with self._lock:
-            chunks = self._chunks
+            chunks, self._aside = self._chunks, 0
             # As many as there are now: a guest that goes on writing does not keep us here.
             data = b"".join([chunks.popleft() for _ in range(len(chunks))])
             self.size += len(data)
@@ -191,9 +196,9 @@ class ConsoleWatch:
         return self._stamped is False or not without_stamp(text)[0]
 
     def _has_sign(self, text: bytes) -> bool:
-        if len(text) < MUCH:
-            return any(sign in text for sign in _SIGNS)
         if self._signs is None:
+            if self.size < MUCH:
+                return any(sign in text for sign in _SIGNS)
             from pyvmm.virtio.words import Words
 
             self._signs = Words(_SIGNS)
