@@ -105,6 +105,7 @@ class pyvmm_block:
     others: Any
     other_count: int
     window: int
+    empty_since: int
     served: int
     chains: Array[pyvmm_chain]
     used: Array[pyvmm_used]

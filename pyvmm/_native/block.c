@@ -127,31 +127,40 @@ static int has_more(const struct pyvmm_queue *queue)
 }
 
 /*
- * Whether another request comes soon: a driver that is busy need not notify then, which costs it an exit. The wait gets
- * longer where it has been worth while and shorter where it has not; no other queue waits for it.
+ * How long to wait next time, now that the driver has notified: longer if the wait would have been worth while, within
+ * what Python allows, and shorter if not.
+ */
+static void learn(struct pyvmm_block *block)
+{
+    if (now() - block->empty_since < block->patience)
+        block->window = block->window * 2 < block->patience ? block->window * 2 : block->patience;
+    else
+        block->window /= 2;
+    if (block->window < WINDOW_LEAST)
+        block->window = block->patience < WINDOW_LEAST ? block->patience : WINDOW_LEAST;
+    block->empty_since = 0;
+}
+
+/*
+ * Whether another request comes soon: a driver that is busy need not notify then, which costs it an exit and this side
+ * a sleep. No other queue waits for it.
  */
 static int comes_soon(struct pyvmm_block *block, const struct pyvmm_queue *queue)
 {
-    uint64_t until;
+    uint64_t time = now();
+    uint64_t until = time + block->window;
 
-    if (block->patience == 0)
-        return 0;
-    if (block->window < WINDOW_LEAST)
-        block->window = WINDOW_LEAST;
-    until = now() + block->window;
-    do {
+    block->empty_since = time;
+    for (; time < until; time = now()) {
         for (int look = 0; look < 32; look++) {
-            if (has_more(queue)) {
-                block->window = block->window * 2 < block->patience ? block->window * 2 : block->patience;
+            if (has_more(queue))
                 return 1;
-            }
             __builtin_ia32_pause();
         }
         for (uint32_t number = 0; number < block->other_count; number++)
             if (has_more(block->others[number]))
                 return 0;
-    } while (now() < until);
-    block->window -= block->window / 8;
+    }
     return 0;
 }
 
@@ -196,6 +205,8 @@ int pyvmm_block_serve(struct pyvmm_block *block, struct pyvmm_queue *queue, int 
     int result;
 
     block->served = 0;
+    if (block->empty_since)
+        learn(block);
     pyvmm_suppress(queue);
     while (block->served < limit && moved < CALL_BYTES && waits < WAITS) {
         int room = limit - block->served;
@@ -213,6 +224,7 @@ int pyvmm_block_serve(struct pyvmm_block *block, struct pyvmm_queue *queue, int 
                 return result;
             pyvmm_suppress(queue);
         }
+        block->empty_since = 0;
     }
     return PYVMM_BLOCK_AGAIN;
 }

@@ -29,7 +29,8 @@ struct pyvmm_block {
     const struct pyvmm_queue *const *others; /* the device's other queues that are in use: none waits for that */
     uint32_t other_count;
 
-    uint32_t window;        /* nanoseconds that it waits at the moment: long where that was worth while */
+    uint32_t window;        /* nanoseconds that it waits at the moment: long where that was, or would have been, worth it */
+    uint64_t empty_since;   /* when (CLOCK_MONOTONIC, nanoseconds) it began to wait, if the driver has to notify; or 0 */
     int served;             /* requests that the last call has done */
     struct pyvmm_chain chains[64];
     struct pyvmm_used used[64];

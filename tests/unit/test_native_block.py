@@ -21,7 +21,7 @@ from pyvmm.slots import slots
 from pyvmm.virtio import spec
 from pyvmm.virtio.block import TURN, VirtioBlock
 from pyvmm.virtio.blockplane import AGAIN, BlockPlane
-from pyvmm.virtio.native import native_queue
+from pyvmm.virtio.native import lib, native_queue
 from pyvmm.virtio.spec import (
     BLK_F_CONFIG_WCE,
     BLK_F_FLUSH,
@@ -132,6 +132,7 @@ def test_plain_reads_and_writes_never_reach_python(made, monkeypatch):
         pytest.param([pack("<IIQ", BLK_T_IN, 0, 3)], [SECTOR - 1, 1], id="no whole sector"),
         pytest.param([pack("<IIQ", BLK_T_IN, 0, 3), b"more"], [SECTOR, 1], id="a read with data"),
         pytest.param([pack("<IIQ", BLK_T_OUT, 0, 3), bytes(SECTOR)], [2], id="a write with room"),
+        pytest.param([bytes(15), b"\x01"], [SECTOR, 1], id="a header whose last byte is elsewhere"),
         pytest.param(
             [pack("<IIQ", BLK_T_IN, 0, 3)[:7], pack("<IIQ", BLK_T_IN, 0, 3)[7:]], [SECTOR, 1], id="a cut header"
         ),
@@ -271,6 +272,35 @@ def test_a_turn_ends_and_says_that_there_is_more(made):
     assert done == 3 and ring.used_index == 3 and TURN * 16 > 4
     driver.device.serve_unless_broken(0)
     assert ring.used_index == 4 and not queue.unfinished and not rung
+
+
+def test_a_driver_that_keeps_the_queue_filled_is_told_now_and_then(made):
+    driver = made(True, without=[spec.F_RING_EVENT_IDX], size=256)
+    ring, told = driver.rings[0], []
+    driver.device.notifications = type("Told", (), {"used_buffer": lambda self, queue: told.append(ring.used_index)})()
+    for number in range(80):
+        ring.add(driver.heap, [pack("<IIQ", BLK_T_IN, 0, number % SECTORS)], [SECTOR, 1])
+    driver.kick()
+    assert told == [lib.PYVMM_BLOCK_BATCH, 80] and driver.plane.done == 80
+
+
+def test_it_waits_for_more_only_where_that_is_worth_while(made):
+    """Longer and longer for a driver that is busy, within bounds; hardly at all for one that seldom asks."""
+    driver = made(True)
+    c = driver.plane._c
+    c.patience = 1 << 30
+    c.window = 1000  # so that the waits themselves take no time here
+    driver.read(0)
+    driver.read(0)
+    assert c.window >= 2000
+    c.patience = c.window = 3000
+    driver.read(0)
+    assert c.window == 3000
+    c.patience, c.window = 1, 1 << 20
+    c.empty_since = 1
+    for _ in range(12):
+        driver.read(0)
+    assert c.window == 1
 
 
 def test_an_index_that_goes_to_and_fro_keeps_nobody_for_ever(made, monkeypatch):
