@@ -11,6 +11,7 @@ import random
 import re
 import select
 import socket
+import time
 from functools import partial
 from struct import pack
 
@@ -19,6 +20,7 @@ import pytest
 from pyvmm._native import build_rings
 from pyvmm.backends.net import MIN_FRAME
 from pyvmm.backends.net.stream import FrameStream
+from pyvmm.backends.net.switch import SwitchPort
 from pyvmm.backends.net.tap import Tap
 from pyvmm.virtio import netbuffers, netplane, spec
 from pyvmm.virtio.native import PROBLEM
@@ -372,6 +374,58 @@ def test_a_peer_that_goes_is_the_same_on_both_paths(buffer):
     assert native.rings[TRANSMIT].used_index == python.rings[TRANSMIT].used_index == (21 if buffer else 1)
     for guest in guests:
         guest.close()
+
+
+@pytest.mark.parametrize("tap", [False, True], ids=["stream", "tap"])
+def test_both_directions_full_at_once_recover(tap):
+    """CVE-2020-16843: no receive buffers and a back-end that takes nothing, while both have something to say."""
+    guests = both(tap=tap, buffer=5000)
+    for guest in guests:
+        guest.bring_up(size=64)
+        plain = bytes(12) if tap else b""
+        ring = guest.rings[TRANSMIT]
+        for number in range(30):
+            ring.add(guest.heap, [bytes(12), frame(OTHER, MAC, 1514, number)])
+            data = plain + frame(MAC, OTHER, 1514, number)
+            guest.wire.say(data if tap else len(data).to_bytes(4, "big") + data)
+        guest.kick(TRANSMIT)
+        while guest.turn():
+            pass
+        assert guest.net._unsent is not None and guest.net.counts["received"] == 0
+        for _ in range(30):
+            guest.rings[RECEIVE].add(guest.heap, [], [1526])
+        guest.kick(RECEIVE)
+        guest.settle()
+        assert guest.net.counts["received"] == guest.net.counts["transmitted"] == 30 == len(guest.wire.heard)
+    python, native = (guest.state() for guest in guests)
+    assert native == python
+    for guest in guests:
+        guest.close()
+
+
+def test_a_switch_that_moves_is_followed(tmp_path):
+    """The connection, and what C reads and writes, is another one then; frames in hand go there."""
+    first, second = (SwitchPort(tmp_path / "switch") for _ in range(2))
+    assert first.server is not None and second.server is None
+    guest = Driver(VirtioNet(second, mac=MAC)).bring_up()
+    before = second.direct
+    guest.send(RECEIVE, [], [1526])
+    first.close()
+    third = None
+    until = time.monotonic() + 10
+    while guest.device.counts["received"] == 0 and time.monotonic() < until:
+        guest.rings[TRANSMIT].used()
+        guest.send(TRANSMIT, [bytes(12) + frame(OTHER, MAC, 60, 1)])
+        with guest.device.plane:
+            guest.device.guarded(lambda: guest.device.ready(second.fileno(), select.POLLIN | select.POLLOUT))
+        if second.direct is not before:
+            third = third or SwitchPort(tmp_path / "switch")
+            third.send(memoryview(frame(MAC, OTHER, 60, 2)))
+    assert guest.device.counts["received"] == 1 and guest.device.counts["transmitted"] > 0
+    assert guest.device._plane is not None and guest.device._plane._direct is second.direct is not before
+    guest.close()
+    if third is not None:
+        third.close()
 
 
 @pytest.mark.parametrize("at", range(64 + 4))
