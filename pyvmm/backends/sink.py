@@ -13,12 +13,10 @@ seconds of output come together before it writes.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import stat
 import sys
-import termios
 import threading
 import time
 
@@ -254,6 +252,9 @@ def _room(fd: int) -> int:
     if stat.S_ISREG(kind) or not os.get_blocking(fd):
         return HIGH_WATER
     if stat.S_ISFIFO(kind):
+        import fcntl
+        import termios
+
         waiting = int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
         return max(PIECE, fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) - waiting)
     return PIECE

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.backends.sink import GATHER, HIGH_WATER, LOW_WATER, PIECE, OutputSink
+from pyvmm.backends.sink import GATHER, HIGH_WATER, LOW_WATER, PIECE, OutputSink, _room
 
 PIPE_CAPACITY = 64 << 10  # pipe(7)
 
@@ -237,6 +237,21 @@ def test_a_blocking_descriptor_stays_blocking(flow, pipe):
     assert sink.drain(5)
     sink.close()
     assert os.get_blocking(write_end)
+
+
+def test_what_a_descriptor_takes_without_blocking_goes_out_at_once(pipe, tmp_path):
+    write_end = pipe[1]
+    assert _room(write_end) == PIPE_CAPACITY
+    os.write(write_end, bytes(PIPE_CAPACITY - 10_000))
+    assert _room(write_end) == 10_000
+    os.write(write_end, bytes(8_000))
+    assert _room(write_end) == PIECE, "it may block, for little"
+    with open(tmp_path / "file", "wb") as file:
+        assert _room(file.fileno()) == HIGH_WATER
+    os.set_blocking(write_end, False)
+    assert _room(write_end) == HIGH_WATER
+    with open("/dev/null", "wb") as unknown:
+        assert _room(unknown.fileno()) == PIECE
 
 
 @pytest.mark.parametrize("blocking", [True, False])
