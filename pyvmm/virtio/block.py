@@ -235,9 +235,9 @@ class VirtioBlock(VirtioDevice):
         self._choose_writes()
 
     def _choose_writes(self) -> None:
-        """`writeback` may be another now: C may do writes only if no flush belongs to each."""
+        """`writeback` may be another now: C may do writes only if no flush that does anything belongs to each."""
         if self._plane is not None:
-            self._plane.set_writable(self.writeback and not self.disk.readonly)
+            self._plane.set_writable((self.writeback or not self.disk.durable) and not self.disk.readonly)
 
     def discard(self) -> None:
         self._chosen = None

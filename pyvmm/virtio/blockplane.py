@@ -29,7 +29,7 @@ the guest an exit and the data plane a wake-up, which are some tens of microseco
 
 
 class BlockPlane:
-    """One device's. `straight` and `writable` say what it may do; all but `writable` with the device's `plane` held."""
+    """One device's. All is done with the device's `plane` held, but for `set_writable`."""
 
     __slots__ = ("_all", "_c", "_disk", "_others")
 

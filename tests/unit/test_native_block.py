@@ -18,7 +18,7 @@ from pyvmm.config import VmConfig
 from pyvmm.errors import UsageError
 from pyvmm.hardware import Disk, Net
 from pyvmm.slots import slots
-from pyvmm.virtio import spec
+from pyvmm.virtio import native, spec
 from pyvmm.virtio.block import TURN, VirtioBlock
 from pyvmm.virtio.blockplane import AGAIN, BlockPlane
 from pyvmm.virtio.native import lib, native_queue
@@ -160,6 +160,20 @@ def test_without_a_volatile_cache_each_write_is_followed_by_a_flush(made, monkey
     assert driver.write(0, bytes(SECTOR))[0] == BLK_S_OK and (driver.plane.done, len(flushed)) == (3, 1)
     driver.bring_up(without=[BLK_F_FLUSH, BLK_F_CONFIG_WCE])
     assert driver.write(0, bytes(SECTOR))[0] == BLK_S_OK and (driver.plane.done, len(flushed)) == (3, 2)
+
+
+def test_a_disk_for_which_a_flush_means_nothing_is_written_to_without_one(made):
+    driver = made(True, disk=RawDisk(fd := image(), "memfd", durable=False), fd=fd)
+    assert driver.write(5, b"x" * SECTOR) == (BLK_S_OK, 1, b"") and driver.plane.done == 1
+    assert contents(fd)[5 * SECTOR : 6 * SECTOR] == b"x" * SECTOR
+
+
+def test_where_nothing_was_compiled_python_does_it(monkeypatch):
+    monkeypatch.setattr(native, "PROBLEM", "it was not built")
+    driver = Driver(VirtioBlock(RawDisk(image(), "memfd"))).bring_up()
+    assert driver.device._plane is None
+    assert driver.request(0, [pack("<IIQ", BLK_T_IN, 0, 1)], [SECTOR, 1])[0] == SECTOR + 1
+    driver.close()
 
 
 def test_a_disk_that_is_read_only_is_not_written_to(made):
