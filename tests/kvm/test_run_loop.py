@@ -19,6 +19,7 @@ from pyvmm.images import guest
 from pyvmm.kvm.constants import KVM_MP_STATE_RUNNABLE
 from pyvmm.kvm.exits import Exit, Mmio, Pio
 from pyvmm.kvm.hot import NativeHot
+from pyvmm.kvm.vcpu import VcpuFd
 from pyvmm.observe import Observer
 from tests.support import guests
 
@@ -302,6 +303,19 @@ def test_the_end_of_a_run_has_heard_everything(make: Make) -> None:
         vm.stop()
         vm.wait(LIMIT)
         assert len(said(vm)) == vm.stats.exits["IO"]
+
+
+def test_a_run_that_the_vmm_itself_fails_has_heard_everything(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: VcpuFd, error: int) -> Exit:
+        raise ValueError("KVM is broken")
+
+    monkeypatch.setattr(NativeHot, "_flush", lambda self: None)
+    with make(bytes.fromhex("baf803 b061 ee40 ee40 ee40 ee40 ebfe"), exits="fast") as vm:
+        until(lambda: served(vm) == 2)
+        monkeypatch.setattr(VcpuFd, "_no_exit", broken)
+        vm.vcpus[0].kick()
+        assert vm.wait(LIMIT).detail == "ValueError: KVM is broken"
+        assert said(vm) == b"abcd"
 
 
 def test_a_crash_report_has_the_last_words_and_the_last_accesses(make: Make) -> None:

@@ -257,6 +257,26 @@ def test_a_character_is_posted_only_while_nothing_waits_for_it(rig, register, va
     assert rig.output == (b"abc" if register == IER else b"ac")
 
 
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [(IER, ETBEI), (LCR, DLAB), (LCR, BREAK), (MCR, OUT2 | LOOP)],
+    ids=["THRI", "DLAB", "break", "loop"],
+)
+def test_what_another_processor_posts_meanwhile_means_what_it_meant_then(rig, register, value):
+    """It has passed the UART's state before that was changed, and comes into the ring after the lock was taken."""
+    serial = rig.machine.serial
+    out(rig, COM1 + MCR, OUT2)
+    before = rig.served
+    with serial.lock:
+        out(rig, COM1, *b"xy")
+        assert rig.served == before + 2 and rig.output == b""
+        serial.write(register, 1, value)
+        assert rig.output == b"xy"
+    assert serial._lsr == 0x60 and serial._dll == 1, "neither looped back nor a divisor"
+    # The interrupt that comes of being enabled, and none of having sent.
+    assert rig.interrupts == ([(layout.SERIAL_IRQ, True)] if register == IER else [])
+
+
 def test_line_status_is_shown_while_it_says_no_error_and_nobody_counts_polls(rig):
     serial = rig.machine.serial
     assert inb(rig, COM1 + LSR) == 0x60 and rig.served == 1
