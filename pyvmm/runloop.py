@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
         def answer(self, exit: Exit, data: bytes) -> None: ...
 
+        def reply(self, exit: Any, value: int) -> None: ...
+
         def kick(self) -> None: ...
 
         def tell(self, tell: Callable[[Exit, int, int], None], at_once: bool) -> None: ...
@@ -210,13 +212,13 @@ class VcpuLoop:
             elif exit.is_write:
                 self._ports.write(exit.port, exit.size, exit.value)
             else:
-                self.vcpu.answer(exit, self._ports.read(exit.port, exit.size).to_bytes(exit.size, "little"))
+                self.vcpu.reply(exit, self._ports.read(exit.port, exit.size))
         elif kind is Mmio:
             self._history.append(exit)
             if exit.is_write:
                 self._mmio.write(exit.gpa, exit.size, exit.value)
             else:
-                self.vcpu.answer(exit, self._mmio.read(exit.gpa, exit.size).to_bytes(exit.size, "little"))
+                self.vcpu.reply(exit, self._mmio.read(exit.gpa, exit.size))
         elif kind is Interrupted:
             control = self._control
             with control.condition:

@@ -23,7 +23,6 @@ from pyvmm.forks import keep_from_children
 from pyvmm.kvm.causes import cause
 from pyvmm.kvm.constants import (
     KVM_CAP_SYNC_REGS,
-    KVM_COALESCED_MMIO_PAGE_OFFSET,
     KVM_MP_STATE_UNINITIALIZED,
     KVM_SYNC_X86_REGS,
 )
@@ -70,7 +69,6 @@ _OTHER, _PORT_WRITE, _PORT_READ, _MMIO_WRITE, _MMIO_READ, _NO_EXIT, _KIND, _POST
         *(lib.PYVMM_NO_EXIT, lib.PYVMM_KIND, lib.PYVMM_POSTED, lib.PYVMM_WAKE),
     )
 )
-_PAGE = 4096
 
 WAITING = 0.001
 """Seconds that a vCPU which KVM wakes for nothing is left alone."""
@@ -240,6 +238,14 @@ class VcpuFd(VcpuState):
             raise ValueError(f"{exit.name} asks for no answer")
         return ANSWERS[type(exit)]
 
+    def reply(self, exit: Any, value: int) -> None:
+        """`answer` to `exit`, the last one that `run()` gave, if that is a read of one item: with a number.
+
+        Nothing is checked but that the number fits: OverflowError. Every read of a device comes through here.
+        """
+        at, size = self._answer_at, exit.size
+        exit._data = self._map[at : at + size] = value.to_bytes(size, "little")
+
     def refuse(self, exit: Exit) -> None:
         """Let the MSR access `exit` end in #GP in the guest (section 5, KVM_EXIT_X86_RDMSR)."""
         if exit.reason not in (KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR):
@@ -343,23 +349,9 @@ class VcpuFd(VcpuState):
         The ring belongs to the VM and is the same through each of its vCPUs; callers see to it that one thread at a
         time drains it.
         """
-        start = KVM_COALESCED_MMIO_PAGE_OFFSET * _PAGE
-        if len(self._map) < start + _PAGE:
-            return ()
-        found = []
-        head, size = sizeof("struct kvm_coalesced_mmio_ring"), sizeof("struct kvm_coalesced_mmio")
-        with memoryview(self._map)[start : start + _PAGE] as page, ffi.from_buffer(page) as raw:
-            ring = ffi.cast("struct kvm_coalesced_mmio_ring *", raw)
-            entries = (_PAGE - head) // size
-            first, last = ring.first, ring.last
-            while first != last and first < entries:
-                entry = ring.coalesced_mmio[first]
-                data = bytes(entry.data[0 : min(entry.len, len(entry.data))])
-                found.append((int(entry.phys_addr), data, bool(entry.pio)))
-                first = (first + 1) % entries
-            # On x86 no store is seen before an earlier load is done (Intel SDM 3A, 9.2.2): what is given back was read.
-            ring.first = first
-        return found
+        from pyvmm.kvm.coalesced import drain
+
+        return drain(self._map)
 
     def close(self) -> None:
         """Unmap, then close. Nobody may be in `run()`."""

@@ -12,6 +12,7 @@ from pyvmm.kvm.exits import Exit, Interrupted, Mmio, Pio
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
 
 
 class ScriptedVcpu:
@@ -64,6 +65,10 @@ class ScriptedVcpu:
         if isinstance(exit, Pio | Mmio):
             exit.data = data
         self.answers.append(data)
+
+    def reply(self, exit: Any, value: int) -> None:
+        """The same, of a read of one item."""
+        self.answer(exit, value.to_bytes(exit.size, "little"))
 
     # What a real vCPU leaves to the helper: nothing here.
 

@@ -96,6 +96,23 @@ def test_pio_read_takes_exactly_its_bytes(cpu, size, count):
     assert exit.data == answer
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_a_reply_is_the_answer_as_a_number(cpu, size):
+    made, page, shared = cpu
+    value = int.from_bytes(b"abcdefgh"[:size], "little")
+    page.exit_reason = exits.KVM_EXIT_MMIO
+    page.mmio.phys_addr, page.mmio.len, page.mmio.is_write = 0x1000, size, 0
+    exit = made.run()
+    made.reply(exit, value)
+    assert bytes(page.mmio.data)[:size] == exit.data == b"abcdefgh"[:size]
+    pio(page, exits.KVM_EXIT_IO_IN, min(size, 4), 0x60, 1)
+    exit = made.run()
+    made.reply(exit, value & 0xFF)
+    assert shared[DATA : DATA + exit.size] == exit.data == b"a\0\0\0"[: exit.size]
+    with pytest.raises(OverflowError):
+        made.reply(exit, 1 << 8 * exit.size)
+
+
 @pytest.mark.parametrize("size", range(1, 9))
 def test_mmio(cpu, size):
     made, page, _ = cpu
