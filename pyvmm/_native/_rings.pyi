@@ -78,11 +78,13 @@ class Lib:
     PYVMM_NET_BATCH: int
     PYVMM_NET_IOVECS: int
     PYVMM_NET_FEW: int
+    PYVMM_NET_FIRST: int
     PYVMM_NET_NO_CHAIN: int
     PYVMM_NET_NO_FRAME: int
     PYVMM_NET_FULL: int
     PYVMM_NET_MORE: int
     PYVMM_NET_PYTHON: int
+    PYVMM_NET_TELL: int
     PYVMM_NET_ALL: int
     PYVMM_NET_OWN: int
     PYVMM_NET_BROADCAST: int
@@ -146,6 +148,7 @@ class pyvmm_net:
     mergeable: int
     longest: int
     wary: int
+    told: int
     moved: int
     head: int
     frame: int

@@ -328,6 +328,16 @@ static int deliver(struct pyvmm_net *net, struct pyvmm_queue *queue, struct pyvm
     return !count;
 }
 
+/* Whether the driver is to be told of what was pushed; nobody tells it yet. */
+static int wants_to_know(struct pyvmm_queue *queue)
+{
+    uint16_t notified = queue->notified;
+    int wants = pyvmm_wants_interrupt(queue);
+
+    queue->notified = notified;
+    return wants;
+}
+
 /* No frame has come: look at the buffer for the next one now, as Python does, which takes it in advance. */
 static int await_frame(struct pyvmm_net *net, struct pyvmm_queue *queue)
 {
@@ -344,6 +354,7 @@ int pyvmm_net_receive(struct pyvmm_net *net, struct pyvmm_queue *queue, struct p
     pyvmm_suppress(queue);
     /* Whatever the driver does meanwhile, this ends. */
     for (int left = budget; left > 0 && net->moved < (uint64_t)budget; left--) {
+        int limit = net->wary ? PYVMM_NET_FEW : net->told ? PYVMM_NET_BATCH : PYVMM_NET_FIRST;
         uint32_t at = frames->start, length;
         int64_t next = 0;
         int waiting = 0;
@@ -355,7 +366,7 @@ int pyvmm_net_receive(struct pyvmm_net *net, struct pyvmm_queue *queue, struct p
             pyvmm_suppress(queue);
             continue;
         }
-        while (waiting < (net->wary ? PYVMM_NET_FEW : PYVMM_NET_BATCH) && (next = whole_frame(frames, at, &length)) > 0) {
+        while (waiting < limit && (next = whole_frame(frames, at, &length)) > 0) {
             at = (uint32_t)next;
             waiting++;
         }
@@ -372,6 +383,11 @@ int pyvmm_net_receive(struct pyvmm_net *net, struct pyvmm_queue *queue, struct p
         net->wary = waiting > 0 && deliver(net, queue, frames, waiting);
         if (net->wary)
             return PYVMM_NET_PYTHON;
+        if (!net->told) {
+            net->told = 1;
+            if (wants_to_know(queue))
+                return PYVMM_NET_TELL;
+        }
     }
     return PYVMM_NET_MORE;
 }

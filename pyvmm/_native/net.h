@@ -11,6 +11,7 @@
 #define PYVMM_NET_BATCH 256     /* chains taken at a time */
 #define PYVMM_NET_IOVECS 1024   /* and the buffers that they have together */
 #define PYVMM_NET_FEW 4         /* chains taken where the next one may be for Python */
+#define PYVMM_NET_FIRST 32      /* and before the driver is told of the first ones: an interrupt takes its time */
 
 /* How a call ends. */
 #define PYVMM_NET_NO_CHAIN 0    /* none is available, and the driver will notify of the next */
@@ -18,6 +19,7 @@
 #define PYVMM_NET_FULL 2        /* the back-end is full: a frame is in hand */
 #define PYVMM_NET_MORE 3        /* the budget is used up */
 #define PYVMM_NET_PYTHON 4      /* what comes next is for Python to judge: a chain, a frame, an error of the back-end */
+#define PYVMM_NET_TELL 5        /* the driver wants to be told of what it got, and there may be more for it */
 
 /* Frames that a device's driver wants without a further look. */
 #define PYVMM_NET_ALL 1
@@ -45,6 +47,7 @@ struct pyvmm_net {
     uint8_t mergeable;          /* VIRTIO_NET_F_MRG_RXBUF */
     uint32_t longest;           /* bytes of a received frame */
     uint8_t wary;               /* the last call of either kind ended at a frame for Python: take few chains at first */
+    uint8_t told;               /* whether the driver has been told in this turn: then the next time is its end */
     uint64_t moved;             /* frames sent or received by the call */
     /* After PYVMM_NET_FULL: the head of the frame in hand, and where in `stage` it is, as the back-end takes it. */
     uint16_t head;

@@ -20,7 +20,7 @@ from pyvmm.virtio.netbuffers import ReceiveBuffers
 from pyvmm.virtio.netfeatures import guest_offloads, offered, valid
 from pyvmm.virtio.netfilter import ADDRESS, COMMAND_LIMIT, MAC, ReceiveFilter
 from pyvmm.virtio.netheader import PLAIN, received, transmitted
-from pyvmm.virtio.netplane import FULL, MORE, NO_CHAIN, NO_FRAME, NetPlane
+from pyvmm.virtio.netplane import FULL, MORE, NO_CHAIN, NO_FRAME, TELL, NetPlane
 from pyvmm.virtio.spec import (
     ID_NET,
     NET_CTRL_ERR,
@@ -352,9 +352,9 @@ class VirtioNet(VirtioDevice):
             self._unsent = self._plane.in_hand(queue)
         return end
 
-    def _receive_natively(self, queue: Virtqueue, direct: Direct) -> int:
+    def _receive_natively(self, queue: Virtqueue, direct: Direct, told: bool) -> int:
         assert self._plane is not None
-        end = self._plane.receive(queue, direct)
+        end = self._plane.receive(queue, direct, told=told)
         self.counts["received"] += self._plane.moved
         self._untaken = end == NO_FRAME
         if self._untaken and self._idle is not None:
@@ -367,12 +367,17 @@ class VirtioNet(VirtioDevice):
         self._untaken = False
         if not queue.ready:
             self._buffers, self._held = ReceiveBuffers(), None
+        told = False
         for _ in range(BUDGET):
             direct = self._direct(queue) if self._held is None else None
             if direct is not None and self._buffers.untake(queue):
-                end = self._receive_natively(queue, direct)
+                end = self._receive_natively(queue, direct, told)
                 if end in (NO_CHAIN, NO_FRAME):
                     return
+                told = True
+                if end == TELL:
+                    self.tell(queue)
+                    continue
                 if end == MORE:
                     break
             if not self._receive_one(queue):

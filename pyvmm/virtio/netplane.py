@@ -23,7 +23,7 @@ STAGE = 256 << 10
 TURN = 1024
 """Frames that one call moves before it is others' turn."""
 
-NO_CHAIN, NO_FRAME, FULL, MORE, PYTHON = range(5)
+NO_CHAIN, NO_FRAME, FULL, MORE, PYTHON, TELL = range(6)
 """How a call ends, in the numbers of net.h."""
 
 
@@ -72,8 +72,9 @@ class NetPlane:
         """Send what is available; how it ended."""
         return self._call(lib.pyvmm_net_transmit, queue, direct)
 
-    def receive(self, queue: Virtqueue, direct: Direct) -> int:
-        """Fill buffers with what has come; how it ended."""
+    def receive(self, queue: Virtqueue, direct: Direct, *, told: bool) -> int:
+        """Fill buffers with what has come; how it ended. `told`: whether the driver has been told of some already."""
+        self._net.told = told
         return self._call(lib.pyvmm_net_receive, queue, direct)
 
     def _call(self, function: Any, queue: Virtqueue, direct: Direct) -> int:

@@ -125,6 +125,7 @@ static void begin(int stream, int header)
     net->stage_size = STAGE;
     net->wanted = PYVMM_NET_ALL;
     net->mergeable = 1;
+    net->told = 1;
     net->longest = LONGEST;
     frames = (struct pyvmm_frames){ .fd = FD, .stream = (uint8_t)stream, .header = (uint8_t)header,
                                     .size = stream ? READ_AHEAD : TAP };
@@ -291,6 +292,7 @@ static void any(const uint8_t *data, size_t size)
     net->mergeable = how[0] >> 5 & 1;
     net->check_source = how[0] >> 6 & 1;
     net->longest = how[1] & 1 ? LONGEST : 1514;
+    net->told = how[2] & 1;
     queue.event_idx = how[1] >> 1 & 1;
     queue.indirect = how[1] >> 2 & 1;
     queue.next_avail = queue.next_used = queue.notified = (uint16_t)(how[2] << 8);

@@ -458,10 +458,31 @@ def test_c_moves_what_is_plain_and_python_sees_the_rest(monkeypatch):
     guest.close()
 
 
+def test_a_driver_is_told_of_the_first_frames_while_the_others_are_put():
+    guest = Guest(True).bring_up(size=64)
+    for _ in range(64):
+        guest.rings[RECEIVE].add(guest.heap, [], [1526])
+    ring = guest.rings[RECEIVE]
+    ring.set_used_event(0)
+    guest.kick(RECEIVE)
+    seen = []
+    guest.on_interrupt = lambda: seen.append(ring.used_index)
+    data = b"".join((60).to_bytes(4, "big") + frame(MAC, OTHER, 60, number) for number in range(60))
+    guest.wire.say(data)
+    guest.settle()
+    assert seen == [32] and ring.used_index == 60
+    guest.acknowledge()
+    ring.set_used_event(60)
+    guest.wire.say((60).to_bytes(4, "big") + frame(MAC, OTHER, 60, 61))
+    guest.settle()
+    assert seen == [32, 61]
+    guest.close()
+
+
 def test_numbers_typed_in_c_are_those_of_the_specification():
     source, header = ((build_rings.HERE / f"net.{kind}").read_text() for kind in "ch")
     numbers = dict(re.findall(r"^#define (\w+) (\d+)", source + header, re.MULTILINE))
     assert int(numbers["HEADER"]) == spec.NET_HDR_LENGTH and int(numbers["NUM_BUFFERS"]) == netbuffers.NUM_BUFFERS
     assert (int(numbers["SHORTEST"]), int(numbers["LONGEST"])) == (MIN_FRAME, MAX_FRAME)
-    ends = {name: getattr(netplane, name) for name in ("NO_CHAIN", "NO_FRAME", "FULL", "MORE", "PYTHON")}
+    ends = {name: getattr(netplane, name) for name in ("NO_CHAIN", "NO_FRAME", "FULL", "MORE", "PYTHON", "TELL")}
     assert ends == {name: int(numbers[f"PYVMM_NET_{name}"]) for name in ends}
