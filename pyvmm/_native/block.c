@@ -11,10 +11,10 @@
 #define BLK_T_OUT 1
 #define BLK_S_OK 0
 
-#define PUSH_BYTES (4 << 20)  /* moved before the driver sees what is done: for all but large requests, a batch */
-#define CALL_BYTES (32 << 20)  /* moved in one call: a reset or a pause waits for its end */
-#define WAITS 16               /* for more requests, in one call */
-#define WINDOW_LEAST 4000      /* nanoseconds of such a wait */
+/* Nanoseconds, after which no further request is begun before ... */
+#define PUSH_AFTER 400000      /* ... the driver sees those that are done: with small requests in memory, a batch */
+#define RETURN_AFTER 4000000   /* ... the call ends, for which a reset or a pause waits */
+#define WINDOW_LEAST 4000      /* and nanoseconds of a wait for more */
 
 struct header {
     uint32_t type;
@@ -164,67 +164,62 @@ static int comes_soon(struct pyvmm_block *block, const struct pyvmm_queue *queue
     return 0;
 }
 
-/* Serve a batch; how many bytes were moved. `*result` is EMPTY, PYTHON, TELL, or AGAIN: there may be more. */
-static uint64_t batch(struct pyvmm_block *block, struct pyvmm_queue *queue, int limit, int *result)
+/* Serve a batch: EMPTY, PYTHON, or AGAIN: there may be more. */
+static int batch(struct pyvmm_block *block, struct pyvmm_queue *queue, int limit)
 {
     int count = pyvmm_pop(queue, block->chains, limit, block->iov, PYVMM_BLOCK_ROOM);
-    uint64_t moved = 0;
+    int result = PYVMM_BLOCK_AGAIN;
+    uint64_t until;
     int done = 0;
 
-    if (count <= 0) {
-        *result = count < 0 ? PYVMM_BLOCK_PYTHON : PYVMM_BLOCK_EMPTY;
-        return 0;
-    }
-    *result = PYVMM_BLOCK_AGAIN;
-    while (done < count && moved < PUSH_BYTES) {
+    if (count <= 0)
+        return count < 0 ? PYVMM_BLOCK_PYTHON : PYVMM_BLOCK_EMPTY;
+    until = now() + PUSH_AFTER;
+    do {
         const struct pyvmm_chain *chain = &block->chains[done];
         struct transfer transfer;
         uint8_t *status = parse(block, chain, &transfer);
 
         if (!status || (block->align > 1 && !aligned(&transfer, block->align)) || !move(block->fd, &transfer)) {
-            *result = PYVMM_BLOCK_PYTHON;
+            result = PYVMM_BLOCK_PYTHON;
             break;
         }
         *status = BLK_S_OK;
         block->used[done].id = chain->head;
         block->used[done].length = transfer.write ? 1 : (uint32_t)(transfer.length + 1);
-        moved += transfer.length;
         done++;
-    }
+    } while (done < count && now() < until);
     pyvmm_unpop(queue, block->chains + done, count - done);
     if (done)
         pyvmm_push(queue, block->used, done);
     block->served += done;
-    return moved;
+    return result;
 }
 
 int pyvmm_block_serve(struct pyvmm_block *block, struct pyvmm_queue *queue, int limit)
 {
-    uint64_t moved = 0;
-    int waits = 0;
-    int result;
+    uint64_t until = now() + RETURN_AFTER;
 
     block->served = 0;
     if (block->empty_since)
         learn(block);
     pyvmm_suppress(queue);
-    while (block->served < limit && moved < CALL_BYTES && waits < WAITS) {
+    do {
         int room = limit - block->served;
+        int result = batch(block, queue, room < PYVMM_BLOCK_BATCH ? room : PYVMM_BLOCK_BATCH);
 
-        moved += batch(block, queue, room < PYVMM_BLOCK_BATCH ? room : PYVMM_BLOCK_BATCH, &result);
         if (result == PYVMM_BLOCK_PYTHON)
             return result;
         if (pyvmm_wants_interrupt(queue))
             return PYVMM_BLOCK_TELL;
         if (result != PYVMM_BLOCK_EMPTY)
             continue;
-        waits++;
         if (!comes_soon(block, queue)) {
             if (!pyvmm_listen(queue))
                 return result;
             pyvmm_suppress(queue);
         }
         block->empty_since = 0;
-    }
+    } while (block->served < limit && now() < until);
     return PYVMM_BLOCK_AGAIN;
 }

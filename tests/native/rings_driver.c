@@ -51,9 +51,12 @@ struct world {
 /* --- The host's reads and writes, which move less than they are asked to, or fail --------------------------------- */
 
 static uint32_t mischief = 1;
+static useconds_t slowness; /* microseconds that each takes at least */
 
 static int part_of(const struct iovec *iov, int count, struct iovec *part)
 {
+    if (slowness)
+        usleep(slowness);
     mischief = mischief * 1664525 + 1013904223;
     *part = iov[0];
     switch (mischief >> 24 & 7) {
@@ -474,15 +477,45 @@ static void threads(int count)
     destroy(&pair.world);
 }
 
+/* A disk that is slow: the driver learns of each request when it is done, and does not wait for the others. */
+static void slow(void)
+{
+    struct world world;
+    uint64_t state = 9;
+
+    make(&world, MOST, new_disk());
+    slowness = 1000;
+    for (int entry = 0; entry < 4; entry++) {
+        ask(world.ram[0], entry, 0, &state);
+        world.queue.avail[2 + entry] = (uint16_t)(PARTS * entry);
+    }
+    world.queue.avail[1] = 4;
+    for (uint16_t done = 1; done <= 4; done++) {
+        CHECK(pyvmm_block_serve(world.block, &world.queue, MOST) == PYVMM_BLOCK_TELL);
+        CHECK(world.block->served == 1 && world.queue.used[1] == done && taken(&world) == 0);
+    }
+    world.queue.avail[0] = 1; /* no interrupts: but a call ends all the same */
+    world.queue.avail[1] = 12;
+    for (int entry = 0; entry < 8; entry++)
+        world.queue.avail[2 + 4 + entry] = (uint16_t)(PARTS * (entry % 4));
+    CHECK(pyvmm_block_serve(world.block, &world.queue, MOST) == PYVMM_BLOCK_AGAIN);
+    CHECK(world.block->served >= 1 && world.block->served < 8);
+    slowness = 0;
+    close(world.block->fd);
+    destroy(&world);
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc == 3);
-    if (strcmp(argv[1], "threads") == 0)
+    if (strcmp(argv[1], "threads") == 0) {
         threads(atoi(argv[2]));
-    else if (strcmp(argv[1], "seeds") == 0)
+        slow();
+    } else if (strcmp(argv[1], "seeds") == 0) {
         write_seeds(argv[2]);
-    else
+    } else {
         play_random(atoi(argv[2]));
+    }
     puts("ok");
     return 0;
 }
