@@ -65,17 +65,20 @@ def memory_beyond_ram(contender: Contender) -> Figures:
 
 
 def mappings(process: int) -> list[tuple[int, int, int]]:
-    """Start, length and PSS, the last two in KiB, of each mapping of a process, by address (proc(5), smaps)."""
-    found, start, length = [], 0, 0
+    """Start, length and PSS, the last two in KiB, of each mapping of a process, by address (proc(5), smaps).
+
+    What nobody may write to, as the rest of what malloc(3) has set aside for a thread, has length 0: it is no RAM.
+    """
+    found, start, length, writable = [], 0, 0, False
     with open(f"/proc/{process}/smaps") as smaps:
         for text in smaps:
             name, _, value = text.partition(":")
             if name == "Size":
-                length = int(value.split()[0])
+                length = int(value.split()[0]) if writable else 0
             elif name == "Pss":
                 found.append((start, length, int(value.split()[0])))
             elif "-" in name:
-                start = int(name.partition("-")[0], 16)
+                start, writable = int(name.partition("-")[0], 16), name.split()[1].startswith("rw")
     return found
 
 
