@@ -262,6 +262,10 @@ static void timer(void)
         CHECK(read(fds.fd, &expired, 8) == 8 && expired == 1);
         CHECK(pyvmm_disarm(&rig->hot) == 0 && !rig->hot.armed);
     }
+    /* A timer that cannot be set: this write was posted, others are not. */
+    rig->hot.timer = -1;
+    CHECK(port(&cpu, 1, BASE, 1, 1, "c") == PYVMM_SERVED && !rig->hot.flushed);
+    CHECK(port(&cpu, 1, BASE, 1, 1, "d") == (PYVMM_PORT_WRITE | PYVMM_WAKE | PYVMM_POSTED));
     CHECK(pyvmm_timer_expire(fds.fd) == 0 && poll(&fds, 1, 1000) == 1);
     CHECK(pyvmm_timer_expire(-1) == -EBADF);
     close(fds.fd);

@@ -5,12 +5,14 @@ tests/native/run_loop_driver.c has its every branch under sanitizers, tests/kvm/
 
 from __future__ import annotations
 
+import errno
 import random
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +21,7 @@ from pyvmm._native import build_kvm
 from pyvmm._native._kvm import lib
 from pyvmm.bus import Bus
 from pyvmm.devices.debugcon import DebugCon
+from pyvmm.kvm import hot as native_hot
 from pyvmm.kvm.exits import Exit, Mmio, Pio
 from pyvmm.kvm.hot import NativeHot
 from tests.support.hotrig import CMOS, COM1, POST_CODE, VIRTIO, HotRig, PlainRig
@@ -343,9 +346,15 @@ def test_a_posted_write_waits_ten_milliseconds_at_most(monkeypatch):
         made.close()
 
 
-def test_a_host_without_room_for_the_thread_is_served_as_before(monkeypatch):
+@pytest.mark.parametrize("lacking", ["thread", "descriptor"])
+def test_a_host_without_room_for_what_flushes_is_served_as_before(monkeypatch, lacking):
     made = HotRig(monkeypatch, flushing=False)
-    monkeypatch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no room")))
+    if lacking == "thread":
+        monkeypatch.setattr(threading.Thread, "start", lambda self: (_ for _ in ()).throw(RuntimeError("no room")))
+    else:
+        poor = SimpleNamespace(**{name: getattr(lib, name) for name in dir(lib)})
+        poor.pyvmm_timer = lambda: -errno.EMFILE
+        monkeypatch.setattr(native_hot, "lib", poor)
     try:
         out(made, COM1, *b"abc")
         assert (made.served, made.output) == (0, b"abc")
