@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -459,8 +460,10 @@ static void threads(int count)
                 rings++;
             }
         }
-        while (__atomic_load_n(&used[1], __ATOMIC_ACQUIRE) != available)
-            ; /* a notification that is lost would have this wait for ever */
+        /* A notification that is lost would have this wait for ever. */
+        for (int look = 0; __atomic_load_n(&used[1], __ATOMIC_ACQUIRE) != available; look++)
+            if (look > 1000)
+                sched_yield();
         for (int entry = 0; entry < batch; entry++, seen++) {
             CHECK(used[2 + 4 * (seen % MOST)] == PARTS * entry && ram[0x500 + entry] == 0);
             if (asked[entry].write)

@@ -389,7 +389,7 @@ def run(*command, seconds=60):
 @pytest.mark.needs("gcc")
 @pytest.mark.parametrize(
     ("options", "rounds"),
-    [(ASAN, ("random 5000", "threads 20000")), (TSAN, ("threads 5000",)), (("-O2",), ("threads 60000",))],
+    [(ASAN, ("random 5000", "threads 20000")), (TSAN, ("threads 5000",)), (("-O2",), ("threads 30000",))],
     ids=["address and undefined", "thread", "none"],
 )
 def test_the_c_files_by_themselves(tmp_path, options, rounds):
