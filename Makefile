@@ -29,7 +29,7 @@ help:
 	@echo "make demo       set up, then run guests to their greetings, Linux among them (needs /dev/kvm)"
 	@echo "make test       set up, then run all tests; what the machine lacks is skipped and named"
 	@echo "make test-unit  the tests that need neither KVM nor any tool but Python and gcc"
-	@echo "make soak       the long counts: thousands of VMs, random kills, sanitizers"
+	@echo "make soak       the long counts: thousands of VMs, random kills, sanitizers; KVM tests by the reference paths"
 	@echo "make conformance  what the virtio standard demands, its tests, and a mutant of the device for each"
 	@echo "make fuzz         random drivers against every virtio device, until interrupted"
 	@echo "make fuzz-native  libFuzzer on the data paths in C, until interrupted (needs clang)"
@@ -61,6 +61,7 @@ soak:
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
 	@scripts/linux-image.sh $(VENV)/bin/pyvmm
 	@$(VENV)/bin/python -m pytest --soak -v $(ARGS)
+	@$(VENV)/bin/python -m pytest --plain -q -n 2 --dist loadfile -m "not serial and not unprivileged" tests/kvm
 
 conformance:
 	@scripts/tools.sh build

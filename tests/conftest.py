@@ -9,13 +9,21 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.support import needs
+from tests.support import needs, plain
 
 SKIP_REASON = re.compile(r"needs ([\w-]+): (.*)", re.DOTALL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the long counts, and nothing else")
+    parser.addoption("--plain", action="store_true", help="VMs take the reference paths, in Python")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--plain"):
+        os.environ[plain.VARIABLE] = "1"  # for the commands that tests start, and for workers of the session
+    if plain.VARIABLE in os.environ:
+        plain.apply()
 
 
 def _requirements(item: pytest.Item) -> list[str]:

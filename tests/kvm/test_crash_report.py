@@ -11,6 +11,7 @@ import pytest
 
 from pyvmm.errors import STATUS_CRASH, STATUS_TIME_LIMIT
 from pyvmm.kvm.host import Host
+from tests.support.cli import PYVMM
 
 pytestmark = pytest.mark.needs("kvm")
 
@@ -32,7 +33,7 @@ def run(
     """Run `code` as a flat binary; what the process gave, and the report file."""
     kernel, report = tmp_path / "kernel.bin", tmp_path / "report.json"
     kernel.write_bytes(bytes.fromhex(code))
-    command = [sys.executable, "-m", "pyvmm", "run", str(kernel), "--mem", "16M", "--flat-mode", mode]
+    command = [*PYVMM, "run", str(kernel), "--mem", "16M", "--flat-mode", mode]
     command += ["--report", str(report), "--timeout", "20s", *options]
     result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
     return result, json.loads(report.read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.images import Run, guest, guest_names
+from tests.support.cli import PYVMM
 
 ROOT = Path(__file__).parents[2]
 RUNS = [(name, run) for name in guest_names() for run in guest(name).runs]
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.needs("kvm"), pytest.mark.needs("gcc")]
 
 
 def pyvmm_run(name: str, *arguments: str, stdin: bytes = b"", limit: float = 20) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "pyvmm", "run", guest(name).path(), *arguments]
+    command = [*PYVMM, "run", guest(name).path(), *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, timeout=limit)
 
 

@@ -6,7 +6,6 @@ import pty
 import random
 import signal
 import subprocess
-import sys
 import termios
 import time
 from unittest.mock import patch
@@ -15,6 +14,7 @@ import pytest
 
 from pyvmm.control.client import running
 from tests.support import guests
+from tests.support.cli import PYVMM
 
 pytestmark = pytest.mark.needs("kvm")
 LIMIT = 30
@@ -40,7 +40,7 @@ def start_and_kill(path, folder, delay, sent):
     before = termios.tcgetattr(terminal)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pyvmm", "run", str(path), "--mem", "1M", "--timeout", "20s"],
+            [*PYVMM, "run", str(path), "--mem", "1M", "--timeout", "20s"],
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,

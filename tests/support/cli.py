@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PYVMM = [sys.executable, "-m", "pyvmm"]
+from tests.support.plain import VARIABLE
+
+PYVMM = [sys.executable, "-m", "tests.support.plain" if VARIABLE in os.environ else "pyvmm"]
 ROOT = Path(__file__).parents[2]
 LIMIT = 60
 """Seconds that any command may take."""
