@@ -1,8 +1,8 @@
 /*
  * What the run loop in C (run_loop.c) and Python share: the one home of its layout, all of it allocated by Python.
  *
- * Read twice, as kvm_abi.h is: by cffi, and by the C compiler; whoever includes it includes <stdint.h> first. pyvmm/hot.py
- * has the actions' numbers again, for devices; a test holds the two together.
+ * Read twice, as kvm_abi.h is: by cffi, and by the C compiler; whoever includes it includes <stdint.h> first.
+ * pyvmm/hot.py has the actions' numbers again, for devices; a test holds the two together.
  */
 
 /* What the helper may do alone with an access to a register; 0 is nothing: Python sees it. */

@@ -63,7 +63,8 @@ static int post(struct pyvmm_hot *hot, struct pyvmm_window *window, unsigned off
         }
         __atomic_store_n(&ring->posted, posted + count, __ATOMIC_RELEASE);
     }
-    __atomic_exchange_n(&ring->busy, 0, __ATOMIC_SEQ_CST); /* a full fence: what is posted is seen before `armed` is read */
+    /* A full fence: what is posted is seen before `armed` is read. */
+    __atomic_exchange_n(&ring->busy, 0, __ATOMIC_SEQ_CST);
     /* Whoever waits for the timer first clears `armed`, then takes: so it takes this, or the timer is set again. */
     if (room && !__atomic_load_n(&hot->armed, __ATOMIC_SEQ_CST) &&
         !__atomic_exchange_n(&hot->armed, 1, __ATOMIC_SEQ_CST) && set_timer(hot->timer, FLUSH_NS) < 0)
