@@ -146,7 +146,8 @@ static void finish(const struct test *test, struct queue *queue, u32 number)
 {
     for (u32 left = test->depth; left;) {
         u32 length;
-        if (!await(queue, test->interrupts, 5000))
+        /* A device that looks for more by itself may have used some before this asked for an interrupt. */
+        if (queue->used.index == queue->seen && !await(queue, test->interrupts, 5000))
             fail("a request was not completed, or its interrupt lost", 3);
         do {
             want_interrupts(queue, 0);
