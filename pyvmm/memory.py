@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 _U16, _U32, _U64 = Struct("<H"), Struct("<I"), Struct("<Q")
 
 HUGE_PAGE = 2 << 20
+MAP_HUGETLB = 0x40000
+"""asm-generic/mman-common.h; Python's mmap module does not have it. Pages are of the host's default size."""
 
 PORTION = 4 << 20
 """Bytes that are given back in one system call, during which no other Python thread runs."""
 
-BACKINGS = ("anonymous", "memfd")
-_DISCARD = {"anonymous": mmap.MADV_DONTNEED, "memfd": mmap.MADV_REMOVE, "file": mmap.MADV_DONTNEED}
+BACKINGS = ("anonymous", "memfd", "hugetlb")
+_DISCARD = {**dict.fromkeys(("anonymous", "hugetlb", "file"), mmap.MADV_DONTNEED), "memfd": mmap.MADV_REMOVE}
 """What frees pages so that they read as zeroes (madvise(2)): the process's own, or those of the file for whoever maps
 it. A private map of a file shows the file's pages again, which `Region` then has to overwrite."""
 
@@ -57,7 +59,7 @@ class Region:
             if backing == "file":
                 self._map = self._private(*file)
             else:
-                self._map = self._memfd() if backing == "memfd" else self._anonymous()
+                self._map = {"memfd": self._memfd, "hugetlb": self._huge}.get(backing, self._anonymous)()
             keep_from_children(self._map)
         except BaseException:
             self._close_fd()
@@ -75,6 +77,12 @@ class Region:
                 pass  # advice: a kernel without transparent huge pages refuses it
         return pages
 
+    def _huge(self) -> mmap.mmap:
+        """Reserved pages: the host says at once if it has too few, and not when the guest touches the last."""
+        if self.length % HUGE_PAGE:
+            raise UsageError(f"RAM in huge pages: {self.length} bytes at {self.gpa:#x} (expected a multiple of 2 MiB)")
+        return mmap.mmap(-1, self.length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB)
+
     def _memfd(self) -> mmap.mmap:
         self.fd = os.memfd_create(f"pyvmm-ram{self.slot}", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, self.length)
@@ -85,7 +93,7 @@ class Region:
         return mmap.mmap(self.file[0], self.length, mmap.MAP_PRIVATE | MAP_NORESERVE, offset=offset)
 
     def discard(self, start: int, end: int) -> None:
-        """Give the bytes from `start` to `end` back to the host, both multiples of its page. Raises OSError."""
+        """Give the bytes from `start` to `end` back to the host, both multiples of `page`. Raises OSError."""
         for at in range(start, end, PORTION):
             self._map.madvise(self._discard, at, min(PORTION, end - at))
         if self.backing == "file":
@@ -93,6 +101,11 @@ class Region:
                 for portion in range(at, stop, PORTION):
                     length = min(PORTION, stop - portion)
                     self.view[portion : portion + length] = bytes(length)
+
+    @property
+    def page(self) -> int:
+        """Bytes of the host's pages behind it: what can be given back."""
+        return HUGE_PAGE if self.backing == "hugetlb" else mmap.PAGESIZE
 
     def close(self) -> None:
         """Unmap. A second call does nothing; BufferError while somebody still borrows the memory."""
@@ -139,7 +152,8 @@ class GuestMemory:
     def allocate(cls, ranges: Iterable[tuple[int, int]], backing: str = "anonymous") -> GuestMemory:
         """Map RAM for `ranges` of (gpa, length), untouched and unreserved: pages cost when the guest uses them.
 
-        `backing` is "anonymous" (with huge-page advice) or "memfd" (shared, for back-ends in other processes).
+        `backing` is "anonymous" (with huge-page advice), "memfd" (shared, for back-ends in other processes) or
+        "hugetlb" (pages of 2 MiB that the host keeps for whoever asks: /proc/sys/vm/nr_hugepages).
         Raises UsageError on another one, PyvmmError when the host will not map so much.
         """
         if backing not in BACKINGS:
@@ -151,7 +165,11 @@ class GuestMemory:
         except (OSError, ValueError, OverflowError) as error:
             for region in regions:
                 region.close()
+            if isinstance(error, UsageError):
+                raise
             problem = getattr(error, "strerror", None) or error
+            if backing == "hugetlb":
+                problem = f"{problem} (the host keeps huge pages in /proc/sys/vm/nr_hugepages)"
             raise PyvmmError(f"cannot map {length >> 20} MiB of guest RAM ({backing}): {problem}") from error
         return cls(regions)
 
@@ -233,8 +251,9 @@ class GuestMemory:
         They read as zeroes from now on, and cost nothing before somebody touches them. What is not RAM is left out.
         The host gets a huge page back when all of it has been given. Raises OSError where the host refuses.
         """
-        page, done = mmap.PAGESIZE, 0
+        done = 0
         for region in self.regions:
+            page = region.page
             start = -(-max(gpa - region.gpa, 0) // page) * page
             end = min(gpa + length - region.gpa, region.length) // page * page
             if start < end:

@@ -49,6 +49,14 @@ if TYPE_CHECKING:
     from pyvmm.slots import Slot
     from pyvmm.snapshot.restore import Restoring
 
+LATER = (
+    *(f"pyvmm.backends.{name}" for name in ("capture", "sink", "terminal")),
+    *(f"pyvmm.debug.{name}" for name in ("consolewatch", "watch")),
+    *(f"pyvmm.devices.{name}" for name in ("acpipm", "debugcon", "i8042", "port92", "pvpanic", "rtc", "serial")),
+    *(f"pyvmm.kvm.{name}" for name in ("caps", "decode", "device", "seldom", "served", "stats")),
+    *("pyvmm.events", "pyvmm.registers", "pyvmm.state"),
+)
+"""Modules that a guest which is soon over has no use for."""
 REPORTED = ("crash", "time-limit", "stuck", "panic")
 """Outcomes that deserve a crash report."""
 
@@ -210,10 +218,18 @@ class VM(Endings, GuestParts):
             self._transport = self._origin.transport()
             self._slots = slots(self.config, self._transport)
 
-    def start(self) -> None:
-        """Create the VM, load the kernel and let the vCPUs run (or stand, if made with `paused=True`)."""
+    def start(self, *, lean: bool = False) -> None:
+        """Create the VM, load the kernel and let the vCPUs run (or stand, if made with `paused=True`).
+
+        `lean` is for a process that is there for this VM alone: its threads import what they need when they need it.
+        In somebody else's nothing is imported behind their back, while they import something themselves: it has all
+        happened on return.
+        """
         if self.loops:
             raise UsageError("this VM has been started already")
+        if not lean:
+            for name in LATER:
+                __import__(name)
         self._process = os.getpid()
         try:
             self._create()

@@ -63,6 +63,7 @@ SETTINGS = (
     "kernel-format",
     "load-addr",
     "mem",
+    "memory-backing",
     "name",
     "on-panic",
     "stuck",
@@ -187,7 +188,7 @@ class Run:
         try:
             if self.config.name or self.waits:
                 self._listen(vm)
-            vm.start()
+            vm.start(lean=process.leaving)
             if process.leaving:
                 gc.freeze()
                 gc.enable()

@@ -24,6 +24,7 @@ from pyvmm.config import (
 )
 from pyvmm.errors import UsageError
 from pyvmm.hardware import DATAPATHS
+from pyvmm.memory import BACKINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -171,6 +172,12 @@ RUN = (
         repeatable=True,
     ),
     Option("fault-seed", "what decides where faults with a rate fall (default 0)", metavar="N", convert=_number),
+    Option(
+        "memory-backing",
+        f"{', '.join(BACKINGS)} (memfd: other processes can map it; hugetlb: the host's huge pages)",
+        metavar="HOW",
+        convert=_one_of(BACKINGS),
+    ),
     Option(
         "datapath",
         f"{', '.join(DATAPATHS)} (native: C moves the data of disks and networks; python: Python does)",

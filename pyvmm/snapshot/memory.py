@@ -115,7 +115,7 @@ def _extend(runs: list[tuple[int, int]], at: int) -> None:
 def _touched(region: Region, start: int, end: int, own: bool = False) -> bytearray:
     """A byte for each page from `start` to `end`: 1 if it may be other than zero, or, with `own`, than its file's."""
     marks = bytearray((end - start) // PAGE)
-    if region.backing != "anonymous" and not own:
+    if region.backing not in ("anonymous", "hugetlb") and not own:
         file = (region.fd, 0) if region.backing == "memfd" else region.file
         for first, last in data_ranges(*file, start, end):
             low, high = (first - start) // PAGE, -(-(last - start) // PAGE)

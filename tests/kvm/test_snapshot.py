@@ -24,6 +24,7 @@ from pyvmm.layout import ACPI_PM_GPE, ACPI_PM_PORT, GENERATION_GPE, VIRTIO_MMIO,
 from pyvmm.snapshot.inspect import inspect
 from pyvmm.state import U8
 from tests.support import guests
+from tests.support.hugepages import huge_pages
 from tests.support.tinyvm import tiny_vm
 
 pytestmark = pytest.mark.needs("kvm")
@@ -183,6 +184,13 @@ def test_memory_of_each_backing_comes_back(backing: str, counter: Path, tmp_path
         expected = vm.memory.read(0, 16 << 20)
     with VM.restore(tmp_path / "s", paused=True) as clone:
         assert clone.memory.read(0, 16 << 20) == expected
+
+
+@pytest.mark.serial
+@pytest.mark.needs("huge-pages")
+def test_memory_in_huge_pages_comes_back(counter: Path, tmp_path: Path) -> None:
+    with huge_pages(8):
+        test_memory_of_each_backing_comes_back("hugetlb", counter, tmp_path)
 
 
 def test_it_never_overwrites_its_own_source(counter: Path, tmp_path: Path) -> None:

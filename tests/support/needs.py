@@ -16,6 +16,8 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
+from tests.support import hugepages
+
 KVM_GET_API_VERSION = 0xAE00  # _IO(KVMIO, 0), linux/kvm.h
 KVM_API_VERSION = 12  # Documentation/virt/kvm/api.rst, 4.1
 
@@ -87,6 +89,7 @@ def _tiny_image() -> str:
 
 
 REQUIREMENTS: dict[str, Check] = {
+    "huge-pages": hugepages.missing,
     "kvm": _kvm,
     "gcc": _program("gcc"),
     "clang": _program("clang"),

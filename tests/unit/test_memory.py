@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyvmm import layout
 from pyvmm.errors import GuestMemoryError, PyvmmError, UsageError
 from pyvmm.memory import GuestMemory
+from tests.support.hugepages import huge_pages
 
 PAGE = 4096
 RANGES = [(0, 4 * PAGE), (0x100000, 2 * PAGE)]
@@ -171,6 +172,32 @@ def test_a_memfd_that_cannot_be_had_is_one_line(monkeypatch, name, number):
         GuestMemory.allocate([(0, 4 << 20)], "memfd")
     assert str(caught.value) == f"cannot map 4 MiB of guest RAM (memfd): {os.strerror(number)}"
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_huge_pages_that_the_host_does_not_have_are_one_line(monkeypatch):
+    def mmap_refused(*_):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("pyvmm.memory.mmap.mmap", mmap_refused)
+    with pytest.raises(PyvmmError, match=r"^cannot map 4 MiB of guest RAM \(hugetlb\): .* \(.*/nr_hugepages\)$"):
+        GuestMemory.allocate([(0, 4 << 20)], "hugetlb")
+
+
+def test_ram_in_huge_pages_is_a_multiple_of_them():
+    with pytest.raises(UsageError, match="expected a multiple of 2 MiB"):
+        GuestMemory.allocate([(0, 3 << 20)], "hugetlb")
+
+
+@pytest.mark.serial
+@pytest.mark.needs("huge-pages")
+def test_huge_pages_are_given_back_whole():
+    with huge_pages(4):
+        memory = GuestMemory.allocate([(0, 8 << 20)], "hugetlb")
+        memory.fill(0, 8 << 20, 1)
+        assert memory.discard((2 << 20) - 4096, (4 << 20) + 8192) == 4 << 20
+        assert memory.read(2 << 20, 4 << 20) == bytes(4 << 20)
+        assert memory.read_u8((2 << 20) - 1) == memory.read_u8(6 << 20) == 1
+        memory.close()
 
 
 def test_unknown_backing():

@@ -132,6 +132,7 @@ def occurrences(draw: st.DrawFn) -> tuple[list[str], str, object]:
             "load-addr": st.integers(0, 1 << 52).map(hex),
             "fault-seed": st.integers(0, 1 << 70).map(str),
             "datapath": st.sampled_from(["native", "python"]),
+            "memory-backing": st.sampled_from(["anonymous", "memfd", "hugetlb"]),
             "exits": st.sampled_from(["fast", "plain"]),
             "transport": st.sampled_from(["auto", "mmio", "pci"]),
             "console": st.just("file:a,,b"),
