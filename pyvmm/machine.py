@@ -10,6 +10,7 @@ from __future__ import annotations
 from pyvmm import layout
 from pyvmm.bus import PORTS, Bus, Later
 from pyvmm.errors import STATUS_PANIC
+from pyvmm.events import IrqLine
 from pyvmm.hot import Hot
 from pyvmm.runloop import Outcome, debug_exit
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from pyvmm.devices.resetcontrol import ResetControl
     from pyvmm.devices.rtc import Rtc
     from pyvmm.devices.serial import Serial
-    from pyvmm.events import IrqLine
 
 
 class Machine:
@@ -132,8 +132,6 @@ class Machine:
         self.ports.ignore(layout.POST_CODE_PORT, hot.window(0, 1, 1))
 
     def _line(self, gsi: int) -> IrqLine:
-        from pyvmm.events import IrqLine
-
         return IrqLine(lambda asserted: self._interrupt(gsi, asserted))
 
     @property

@@ -54,7 +54,7 @@ LATER = (
     *(f"pyvmm.debug.{name}" for name in ("consolewatch", "watch")),
     *(f"pyvmm.devices.{name}" for name in ("acpipm", "debugcon", "i8042", "port92", "pvpanic", "rtc", "serial")),
     *(f"pyvmm.kvm.{name}" for name in ("caps", "decode", "device", "seldom", "served", "stats")),
-    *("pyvmm.events", "pyvmm.registers", "pyvmm.state"),
+    *("pyvmm.registers", "pyvmm.state"),
 )
 """Modules that a guest which is soon over has no use for."""
 REPORTED = ("crash", "time-limit", "stuck", "panic")
