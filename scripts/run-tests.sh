@@ -1,6 +1,7 @@
 #!/bin/sh
 # run-tests.sh PYTHON [PYTEST ARGUMENT...]: every test but the long counts, in three runs of pytest: most of them on two
-# cores, those that measure alone, and, for root, those that turn on permissions once more as an unprivileged user.
+# cores, file by file in their order, so that short ones come last and fill up; those that measure alone; and, for root,
+# those that turn on permissions once more as an unprivileged user.
 set -u
 
 python=$1
@@ -17,11 +18,11 @@ run() { # run TITLE COMMAND...
 }
 
 if [ "$(id -u)" = 0 ]; then
-    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile -m "not serial and not unprivileged" "$@"
+    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not serial and not unprivileged" "$@"
     run "tests that run alone" "$python" -m pytest -q -m "serial and not unprivileged" "$@"
     run "tests as an unprivileged user" scripts/as-nobody.sh "$python" -m pytest -q -m unprivileged "$@"
 else
-    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile -m "not serial" "$@"
+    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not serial" "$@"
     run "tests that run alone" "$python" -m pytest -q -m serial "$@"
 fi
 exit $status

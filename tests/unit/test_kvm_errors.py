@@ -362,11 +362,11 @@ def test_a_list_grows_until_it_fits(kvm):
 
     lib.results["KVM_GET_MSR_INDEX_LIST"] = answer(1000, tells=True)
     assert made.msr_index_list()[-1] == 77
-    assert lengths == [64, 1000]
+    assert lengths == [256, 1000]
     lengths.clear()
-    lib.results["KVM_GET_MSR_INDEX_LIST"] = answer(200, tells=False)
-    assert len(made.msr_index_list()) == 200
-    assert lengths == [64, 128, 256]
+    lib.results["KVM_GET_MSR_INDEX_LIST"] = answer(900, tells=False)
+    assert len(made.msr_index_list()) == 900
+    assert lengths == [256, 512, 1024]
 
 
 @pytest.mark.parametrize("claim", [0, 1, 0xFFFFFFFF])
