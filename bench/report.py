@@ -117,9 +117,6 @@ def rows(records: Records) -> list[Row]:
     for figure, title in (("wall_ms", "wall"), ("cpu_ms", "CPU")):
         mine, theirs = (records.exits("whole process", figure, who) for who in ("pyvmm", "qemu"))
         at_most(f"a whole process that leaves at once, {title}", 1, mine, theirs)
-    guests = (records.file("idle") or {}).get("guests", ())
-    beyond = [figures["beyond_pct"] for figures in guests]
-    below(f"each of {len(guests)} idle guests, beyond what KVM takes", 0.1, "% of a core", beyond)
     return [row for row in found if row.values]
 
 
