@@ -384,7 +384,7 @@ class Chips:
         (Chips({}, pins={0: 0x30}, mode=3), False, ("the PIT",)),
         (Chips({}, mode=2), False, ()),
         (Chips({}, pins={2: 0x30}), False, ()),
-        (Chips({}, pins={2: 0x30}, mode=0, age=-60), False, ("the PIT",)),
+        (Chips({}, pins={2: 0x30}, mode=0, age=-86400), False, ("the PIT",)),
         (Chips({}, pins={2: 0x30}, mode=0, age=0.1), False, ()),
         (Chips({LINT0: 0x700}, imr=0xFE, mode=2), False, ("the PIT",)),
         (Chips({LINT0: 0x700 | MASKED}, imr=0xFE, mode=2), False, ()),
