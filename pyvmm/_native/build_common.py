@@ -46,6 +46,15 @@ def check_machine() -> None:
         raise SystemExit(f"pyvmm: {problem}")
 
 
+OTHER_LINE = re.compile(r"^#(?!define \w+ \d).*\n", re.MULTILINE)
+"""A preprocessor line that cffi does not take."""
+
+
+def declarations(header: Path) -> str:
+    """What a C header declares, as cffi reads it."""
+    return OTHER_LINE.sub("", header.read_text())
+
+
 STUB_IMPORTS = '''
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, overload

@@ -4,8 +4,7 @@ Imports cffi and ioctl_opt, which only a build needs, and nothing of pyvmm: tabl
 run by path. Run as a program it writes the module's type stub, _kvm.pyi, to stdout. What the build does:
 
 - every request number is `ioctl_opt.IOC(direction, 0xAE, number, sizeof(argument))`, the size from cffi;
-- kvm_abi.h and run_abi.h are the cdef, and the same files are compiled; <linux/kvm.h> is not, so that an old one will
-  do;
+- the headers of ours are the cdef, and the same files are compiled; <linux/kvm.h> is not, so that an old one will do;
 - a second translation unit, which includes <linux/kvm.h> and nothing of ours, asserts every request number, size,
   offset and constant against it.
 """
@@ -28,29 +27,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 GENERATED = ROOT / "build" / "native"
 
-FUNCTIONS = """
-int pyvmm_ioctl(int fd, unsigned long request, unsigned long value);
-int pyvmm_ioctl_ptr(int fd, unsigned long request, void *argument);
-int pyvmm_kick_install(void);
-int pyvmm_run(int vcpu_fd, int *runner, int signal_number);
-int pyvmm_kick(const int *runner, int signal_number);
-int pyvmm_cmpxchg(void *address, int size, uint64_t *expected, const uint64_t *desired);
-int pyvmm_vcpu_run(struct pyvmm_vcpu *vcpu);
-int pyvmm_serve(struct pyvmm_vcpu *vcpu);
-int pyvmm_take(struct pyvmm_ring *ring, struct pyvmm_writes *writes);
-int pyvmm_act(struct pyvmm_window *window, int is_write, int offset, int action);
-int pyvmm_slot(struct pyvmm_window *window, uint32_t clear, uint32_t set);
-int pyvmm_timer(void);
-int pyvmm_timer_expire(int timer);
-int pyvmm_disarm(struct pyvmm_hot *hot);
-"""
-
 ABI = (HERE / "kvm_abi.h").read_text()
 RUN_ABI = (HERE / "run_abi.h").read_text()
 SOURCES = ("kvm_helper.c", "run_loop.c")
 HEADERS = ("kvm_abi.h", "run_abi.h", "kvm_helper.h", "run_loop.h")
 TABLES = runpy.run_path(str(HERE / "requests.py"))
 COMMON = SimpleNamespace(**runpy.run_path(str(HERE / "build_common.py")))
+FUNCTIONS = "".join(COMMON.declarations(HERE / name) for name in ("kvm_helper.h", "run_loop.h"))
 CONSTANTS = ("constants.py", "exits.py")
 """Modules of pyvmm/kvm whose KVM_ names are constants of the kernel's interface."""
 

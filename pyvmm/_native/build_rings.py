@@ -27,12 +27,11 @@ IOVEC = "struct iovec { void *iov_base; size_t iov_len; };\n"
 """<sys/uio.h>, which cffi does not read."""
 
 NUMBER = re.compile(r"^#define (\w+) \d+\b.*$", re.MULTILINE)
-OTHER_LINE = re.compile(r"^#(?!define \w+ \d).*\n", re.MULTILINE)
 
 
 def declarations() -> str:
     """What the headers declare, as cffi reads it."""
-    return IOVEC + "".join(OTHER_LINE.sub("", (HERE / f"{part}.h").read_text()) for part in PARTS)
+    return IOVEC + "".join(COMMON.declarations(HERE / f"{part}.h") for part in PARTS)
 
 
 def abi() -> FFI:

@@ -1,6 +1,6 @@
 /*
  * Drives pyvmm/_native/kvm_helper.c under sanitizers. argv[1] is the KVM device, or "-" for the part without KVM.
- * Prints "ok" at the end; every failed check names its line and ends the program with status 1.
+ * Prints "ok" at the end; every failed check names its line and ends the program.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,16 +16,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "kvm_abi.h"
 #include "kvm_helper.h"
-
-#define CHECK(condition)                                                                                              \
-    do {                                                                                                              \
-        if (!(condition)) {                                                                                           \
-            fprintf(stderr, "line %d: %s\n", __LINE__, #condition);                                                  \
-            exit(1);                                                                                                  \
-        }                                                                                                             \
-    } while (0)
 
 struct sleeper {
     int signal_number;

@@ -21,16 +21,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "block.h"
 #include "rings.h"
-
-#define CHECK(condition)                                                                                              \
-    do {                                                                                                              \
-        if (!(condition)) {                                                                                           \
-            fprintf(stderr, "line %d: %s\n", __LINE__, #condition);                                                  \
-            abort();                                                                                                  \
-        }                                                                                                             \
-    } while (0)
 
 #define LOW 0x1800 /* bytes of RAM at 0: rings, tables, buffers */
 #define HIGH 0x400 /* and at HIGH_GPA */

@@ -1,6 +1,6 @@
 /*
  * Drives pyvmm/_native/run_loop.c on pages that this program fills, under sanitizers and without KVM. Prints "ok" at the
- * end; every failed check names its line and ends the program with status 1.
+ * end; every failed check names its line and ends the program.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -12,15 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "run_loop.h"
-
-#define CHECK(condition)                                                                                              \
-    do {                                                                                                              \
-        if (!(condition)) {                                                                                           \
-            fprintf(stderr, "line %d: %s\n", __LINE__, #condition);                                                  \
-            exit(1);                                                                                                  \
-        }                                                                                                             \
-    } while (0)
 
 #define PAGES 8192
 #define DATA 4096

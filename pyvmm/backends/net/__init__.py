@@ -93,3 +93,10 @@ def parse_mac(text: str) -> bytes:
     if mac[0] & 1 or not any(mac):
         raise UsageError(f"MAC address {text!r} (expected that of a station: first byte even, not all zero)")
     return mac
+
+
+def fail_as_c_did(direct: Direct) -> None:
+    """Raises the OSError that C has met meanwhile, once."""
+    failure, direct.failure = direct.failure, 0
+    if failure:
+        raise OSError(failure, os.strerror(failure))

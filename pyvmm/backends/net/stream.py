@@ -5,9 +5,7 @@ Imports its package and errors.
 
 from __future__ import annotations
 
-import os
-
-from pyvmm.backends.net import MAX_FRAME, MIN_FRAME
+from pyvmm.backends.net import MAX_FRAME, MIN_FRAME, fail_as_c_did
 from pyvmm.errors import BackendError
 
 TYPE_CHECKING = False
@@ -68,7 +66,7 @@ class FrameStream:
             self.buffer[:left] = self.buffer[self.start : self.end]
             self.start, self.end = 0, left
         try:
-            self._fail_as_c_did()
+            fail_as_c_did(self)
             count = self.socket.recv_into(self._view[self.end :])
         except (BlockingIOError, InterruptedError):
             return False
@@ -86,7 +84,7 @@ class FrameStream:
         """
         total = PREFIX + len(frame)
         try:
-            self._fail_as_c_did()
+            fail_as_c_did(self)
             while self.sent < total:
                 if self.sent < PREFIX:
                     prefix = len(frame).to_bytes(PREFIX, "big")[self.sent :]
@@ -99,8 +97,3 @@ class FrameStream:
             raise BackendError(f"the other side has gone: {error.strerror}") from None
         self.sent = 0
         return True
-
-    def _fail_as_c_did(self) -> None:
-        failure, self.failure = self.failure, 0
-        if failure:
-            raise OSError(failure, os.strerror(failure))

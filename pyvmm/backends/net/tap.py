@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 
-from pyvmm.backends.net import MAX_FRAME
+from pyvmm.backends.net import MAX_FRAME, fail_as_c_did
 from pyvmm.errors import BackendError, UsageError
 
 # linux/if_tun.h
@@ -82,7 +82,7 @@ class Tap:
             frame, self.start = self._view[self.start : self.end], self.end
             return frame
         try:
-            self._fail_as_c_did()
+            fail_as_c_did(self)
             return self._view[: os.readv(self._fd, (self._view,))]
         except (BlockingIOError, InterruptedError):
             return None
@@ -92,7 +92,7 @@ class Tap:
     def send(self, frame: memoryview) -> bool:
         """Give the host a frame; False if its queue is full. Raises BackendError if the tap has gone."""
         try:
-            self._fail_as_c_did()
+            fail_as_c_did(self)
             os.write(self._fd, frame)
         except (BlockingIOError, InterruptedError):
             return False
@@ -106,11 +106,6 @@ class Tap:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def _fail_as_c_did(self) -> None:
-        failure, self.failure = self.failure, 0
-        if failure:
-            raise OSError(failure, os.strerror(failure))
 
     def _gone(self, error: OSError) -> BackendError:
         return BackendError(f"tap {self.name}: {error.strerror}")
