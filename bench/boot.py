@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.contenders import ROOT, environment, guest
-from bench.record import write
+from bench.record import pyplot, write
 from pyvmm import VM
 from pyvmm.backends.capture import CaptureConsole
 from pyvmm.bus import Bus
@@ -207,13 +207,9 @@ def plot(
     samples: dict[str, list[Figures]], exits: list[tuple[str, str, int]], calls: list[tuple[str, float]], path: Path
 ) -> bool:
     """Wall and CPU of each contender, exits by device, initcalls, as SVG; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     figure, (times, devices, kernel) = plt.subplots(1, 3, figsize=(18, 6), layout="constrained")
     colours = {"pyvmm": "#3367d6", "qemu": "#e8710a"}
     for number, name in enumerate(samples):

@@ -14,7 +14,7 @@ from statistics import median
 
 from bench import measure
 from bench.contenders import ROOT, Contender, build, contenders, guest
-from bench.record import write
+from bench.record import pyplot, write
 
 KINDS = {"outb": "PIO write", "inb": "PIO read", "write": "MMIO write", "read": "MMIO read"}
 OURS = {"post": "posted write", "two": "PIO write, two vCPUs", "busy": "PIO write, busy"}
@@ -72,13 +72,9 @@ def _order(item: tuple[tuple[str, str, str], list[float]]) -> tuple[int, str, st
 
 def plot(samples: Samples, path: Path) -> bool:
     """Bars of the medians with their spread, as SVG; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     panels = [
         ("whole process", "cpu_ms", "CPU of the whole process, ms"),
         ("whole process", "wall_ms", "wall of the whole process, ms"),

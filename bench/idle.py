@@ -18,7 +18,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 
 from bench.contenders import ROOT, environment, guest
-from bench.record import write
+from bench.record import pyplot, write
 from pyvmm import VM
 
 MEMORY = 64
@@ -115,13 +115,9 @@ def table(found: list[dict[str, float]]) -> str:
 
 def plot(found: list[dict[str, float]], path: Path) -> bool:
     """Every guest's floor and what is beyond it, as SVG; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     figure, axis = plt.subplots(figsize=(10, 4), layout="constrained")
     numbers = range(1, len(found) + 1)
     floor = [figures["floor_pct"] for figures in found]

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write(figures: Mapping[str, object], folder: Path, name: str, plot: Callable[[Path], bool]) -> None:
@@ -21,6 +22,18 @@ def write(figures: Mapping[str, object], folder: Path, name: str, plot: Callable
     else:
         print("no plot: pip install matplotlib")
     print("written:", *written)
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot, which draws SVG without a screen; None where it is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("svg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
 
 
 class Bar:
@@ -39,13 +52,9 @@ def plot_pairs(path: Path, rows: Sequence[tuple[str, Mapping[str, Bar]]], rate: 
 
     Beside the rates, each row's on its own scale, stands the CPU time for one operation. `rate` and `cpu` are titles.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     figure, (rates, times) = plt.subplots(1, 2, figsize=(15, 2 + 0.4 * len(rows)), layout="constrained", sharey=True)
     for number, (name, colour) in enumerate((("pyvmm", "#3367d6"), ("qemu", "#e8710a"))):
         for row, (_, bars) in enumerate(rows):

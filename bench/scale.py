@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from statistics import median
 
 from bench import measure
 from bench.contenders import MEMORY, ROOT, Contender, build, guest
-from bench.record import write
-from bench.virtio import LIMIT, Result, announcement, follow
+from bench.record import pyplot, write
+from bench.virtio import LIMIT, Result, announcement, counter, follow
 
 DEVICES = (1, 2, 4, 8)
 QUEUES = (1, 2, 4, 8, 16)
@@ -69,7 +68,7 @@ def run(rounds: int, milliseconds: int, folder: Path) -> Samples:
     """(axis, size, figure) to the values of all rounds."""
     image = folder / "image"
     image.write_bytes(os.urandom(1 << 20) * IMAGE_MIB)
-    tools = build("launch", folder), counter(folder)
+    tools = build("launch", folder), counter(build("virtio_peer", folder))
     samples: Samples = {}
     for number in range(rounds):
         for axis, sizes in AXES.items():
@@ -78,12 +77,6 @@ def run(rounds: int, milliseconds: int, folder: Path) -> Samples:
                     samples.setdefault((axis, size, figure), []).append(value)
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     return samples
-
-
-def counter(folder: Path) -> int:
-    """The speed of the time-stamp counter, in kHz."""
-    peer = build("virtio_peer", folder)
-    return int(subprocess.run([peer, "tsc"], check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def table(samples: Samples) -> str:
@@ -107,13 +100,9 @@ def growth(samples: Samples, axis: str, sizes: Sequence[int], figure: str) -> fl
 
 def plot(samples: Samples, path: Path) -> bool:
     """Each figure over each axis, medians with their spread, as SVG; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(len(FIGURES), len(AXES), figsize=(13, 12), layout="constrained", sharey="row")
     for row, (name, title) in enumerate(FIGURES.items()):
         for column, (axis, sizes) in enumerate(AXES.items()):

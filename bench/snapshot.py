@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 from bench.clone import LIMIT, restored
 from bench.contenders import ROOT, environment, guest
-from bench.record import write
+from bench.record import pyplot, write
 from pyvmm import VM
 
 MEMORY = 128
@@ -153,13 +153,9 @@ def table(samples: Samples) -> str:
 
 def plot(samples: Samples, path: Path) -> bool:
     """Bars of the medians, times and memory apart, as SVG; False where matplotlib is missing."""
-    try:
-        import matplotlib
-    except ImportError:
+    plt = pyplot()
+    if plt is None:
         return False
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     units = [("ms", "milliseconds"), ("MiB", "MiB")]
     figure, axes = plt.subplots(1, 2, figsize=(17, 6), layout="constrained")
     for axis, (unit, title) in zip(axes, units, strict=True):

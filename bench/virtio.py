@@ -110,6 +110,11 @@ class Samples:
         return self.rate(test, "pyvmm") / self.rate(test, qemu)
 
 
+def counter(peer: str) -> int:
+    """The speed of the time-stamp counter, in kHz, as the program `peer` finds it."""
+    return int(subprocess.run([peer, "tsc"], check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
 class Setting:
     """What every start has in common: guest's kernel, image, transport, the peer's program and socket, the counter."""
 
@@ -119,8 +124,7 @@ class Setting:
         self.transport = transport
         self.peer = build("virtio_peer", folder)
         self.socket = folder / "net"
-        counter = subprocess.run([self.peer, "tsc"], check=True, stdout=subprocess.PIPE, text=True)
-        self.khz = int(counter.stdout)
+        self.khz = counter(self.peer)
 
     def words(self, tests: list[str], milliseconds: int) -> str:
         """The guest's command line."""

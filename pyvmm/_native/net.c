@@ -24,37 +24,38 @@ struct cursor {
     size_t at;
 };
 
+/* The next stretch of at most `length` bytes that lies in one buffer: how many, and where they are. The cursor goes on. */
+static size_t stretch(struct cursor *cursor, size_t length, uint8_t **where)
+{
+    size_t left = cursor->iov->iov_len - cursor->at;
+
+    *where = (uint8_t *)cursor->iov->iov_base + cursor->at;
+    if (length < left) {
+        cursor->at += length;
+        return length;
+    }
+    cursor->iov++;
+    cursor->at = 0;
+    return left;
+}
+
 static void get(struct cursor *from, uint8_t *to, size_t length)
 {
-    while (length) {
-        size_t left = from->iov->iov_len - from->at;
-        size_t part = length < left ? length : left;
+    uint8_t *where;
 
-        memcpy(to, (const uint8_t *)from->iov->iov_base + from->at, part);
-        to += part;
-        length -= part;
-        from->at += part;
-        if (part == left) {
-            from->iov++;
-            from->at = 0;
-        }
+    for (size_t part; length; to += part, length -= part) {
+        part = stretch(from, length, &where);
+        memcpy(to, where, part);
     }
 }
 
 static void put(struct cursor *to, const uint8_t *from, size_t length)
 {
-    while (length) {
-        size_t left = to->iov->iov_len - to->at;
-        size_t part = length < left ? length : left;
+    uint8_t *where;
 
-        memcpy((uint8_t *)to->iov->iov_base + to->at, from, part);
-        from += part;
-        length -= part;
-        to->at += part;
-        if (part == left) {
-            to->iov++;
-            to->at = 0;
-        }
+    for (size_t part; length; from += part, length -= part) {
+        part = stretch(to, length, &where);
+        memcpy(where, from, part);
     }
 }
 

@@ -58,7 +58,11 @@ class Wire:
         if not self.room:
             self._kinds.add("back-end: full")
             return False
-        self.room -= 1
+        taken = self.take(frame)
+        self.room -= taken
+        return taken
+
+    def take(self, frame):
         self.sent.append(bytes(frame))
         return True
 
@@ -138,16 +142,9 @@ class Line(Wire):
             raise BackendError("gone")
         return self._inner.receive()
 
-    def send(self, frame):
-        if self.gone:
-            raise BackendError("gone")
-        if not self.room:
-            self._kinds.add("back-end: full")
-            return False
+    def take(self, frame):
         assert self.sent is not None  # makes room
-        taken = self._inner.send(frame)
-        self.room -= taken
-        return taken
+        return self._inner.send(frame)
 
     def close(self):
         self._peer.close()
