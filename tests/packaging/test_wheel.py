@@ -56,9 +56,10 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 
 def images(sources: frozenset[str]) -> set[str]:
-    """The guest images' files, under the names that they have in the package."""
+    """The files of guest images and of the course, under the names that they have in the package."""
     names = {name.replace("guest-images", "pyvmm/_images", 1) for name in sources if name.startswith("guest-images/")}
-    assert "pyvmm/_images/hello64/guest.toml" in names
+    names |= {name.replace("docs/course", "pyvmm/_course", 1) for name in sources if name.startswith("docs/course/")}
+    assert {"pyvmm/_images/hello64/guest.toml", "pyvmm/_course/writing.md"} <= names
     return names
 
 
@@ -67,7 +68,7 @@ def test_the_sdist_is_whole(distributions: Distributions) -> None:
         members = archive.getmembers()
     names = {member.name.partition("/")[2] for member in members if member.isfile()}
     assert not [member.name for member in members if member.issym() or member.islnk()]
-    wanted = {name for name in distributions.sources if "/" in name and not name.startswith((".", "pyvmm/_images"))}
+    wanted = {name for name in distributions.sources if "/" in name and not name.startswith((".", "pyvmm/_images", "pyvmm/_course"))}
     wanted |= {"pyproject.toml", "setup.py", "Makefile", "LICENSE", "README.md", "CHANGELOG.md"}
     assert (wanted | images(distributions.sources)) - names == set()
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
