@@ -14,8 +14,10 @@ from pyvmm.course.files import COURSE, CourseError, course_root, guests_root, re
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
+    from traceback import StackSummary
     from typing import Any, NoReturn
 
+    from pyvmm.course.draw import Drawing
     from pyvmm.course.quote import Quotation
 
 TIME_LIMIT = 60.0
@@ -87,6 +89,18 @@ class Lesson:
             return quote.python(self.folder.joinpath(part.file), place, part.name)
         return quote.labelled(self.folder.joinpath(part.file), place, part.name)
 
+    def drawing(self, part: page.Picture) -> Drawing:
+        """What a `{{ picture }}` shows. Raises CourseError where picture.py fails."""
+        place = self.place("picture.py")
+        module: dict[str, Any] = {"__name__": "picture"}
+        try:
+            exec(compile(read(self.folder.joinpath("picture.py"), place), place, "exec"), module)
+            drawing: Drawing = module[part.name]()
+        except Exception as error:
+            line = next((frame.lineno for frame in reversed(_frames(error)) if frame.filename == place), 0)
+            raise CourseError(place, line or 0, f"cannot be drawn: {error}") from error
+        return drawing
+
     @property
     def runs(self) -> list[str]:
         """The names of the functions of lesson.py that are run, in order."""
@@ -116,6 +130,12 @@ class Lesson:
                 functions[file] = quote.names_in(self.folder.joinpath(file), self.place(file))
             if part.name not in functions[file]:
                 raise CourseError(self.place(file), 0, f"has no function {part.name}")
+
+
+def _frames(error: Exception) -> StackSummary:
+    import traceback
+
+    return traceback.extract_tb(error.__traceback__)
 
 
 def load(slug: str) -> Lesson:

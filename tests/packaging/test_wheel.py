@@ -68,7 +68,11 @@ def test_the_sdist_is_whole(distributions: Distributions) -> None:
         members = archive.getmembers()
     names = {member.name.partition("/")[2] for member in members if member.isfile()}
     assert not [member.name for member in members if member.issym() or member.islnk()]
-    wanted = {name for name in distributions.sources if "/" in name and not name.startswith((".", "pyvmm/_images", "pyvmm/_course"))}
+    wanted = {
+        name
+        for name in distributions.sources
+        if "/" in name and not name.startswith((".", "pyvmm/_images", "pyvmm/_course"))
+    }
     wanted |= {"pyproject.toml", "setup.py", "Makefile", "LICENSE", "README.md", "CHANGELOG.md"}
     assert (wanted | images(distributions.sources)) - names == set()
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]

@@ -10,7 +10,7 @@ from pyvmm.course import lesson, lesson_numbers, quote
 from pyvmm.course.exercise import Exercise
 from pyvmm.course.files import CourseError, guests_root
 from pyvmm.course.lesson import Lesson, load_from
-from pyvmm.course.page import Ask, Code, Run, Text, parse
+from pyvmm.course.page import Ask, Code, Picture, Run, Text, parse
 from pyvmm.errors import UsageError
 
 TOML = """number = 4
@@ -275,3 +275,14 @@ def test_a_lesson_loads_and_keeps_its_bounds(number: int) -> None:
         if name.startswith("lesson"):
             assert quote.code_lines(text, "c" if name.endswith(".c") else "gas") < 40, name
     assert made.exercises, "a lesson has exercises"
+
+
+@every_lesson
+def test_a_lessons_pictures_can_be_drawn_and_nothing_in_them_overlaps(number: int) -> None:
+    made = lesson(number)
+    pictures = [part for step in made.steps for part in step.parts if isinstance(part, Picture)]
+    assert pictures, "a lesson has a picture"
+    for part in pictures:
+        drawing = made.drawing(part)
+        assert drawing.problems() == []
+        assert len(drawing.description) > 40, "who cannot see it reads this"
