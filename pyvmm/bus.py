@@ -219,6 +219,11 @@ class Bus:
         for base, end, device in self._table[1]:
             yield base, end - base, device.get() if isinstance(device, Later) else device
 
+    def placed(self) -> Iterator[tuple[int, int, BusDevice]]:
+        """The same, but a device that has not been made yet is not made for it: a Later stands for it."""
+        for base, end, device in self._table[1]:
+            yield base, end - base, device
+
     def find(self, address: int, size: int) -> Range | None:
         """The range (base, end, device) that holds all `size` bytes at `address`, or None."""
         near = self._near

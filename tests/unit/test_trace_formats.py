@@ -1,0 +1,195 @@
+"""The forms of a trace: what one has, the others have; what is damaged is told in a line. No KVM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import LoadError, UsageError
+from pyvmm.trace import spool
+from pyvmm.trace.convert import convert
+from pyvmm.trace.reader import read
+from tests.support.cli import pyvmm
+from tests.support.traces import GREETING, HEADER, SpoolFile, sample
+
+SAMPLE = Path(__file__).with_name("sample_trace.jsonl")
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    path = tmp_path / "run.trace"
+    path.write_bytes(sample().bytes())
+    return path
+
+
+def test_what_was_recorded_is_read_in_the_order_of_time_and_explained(recorded):
+    trace = read(recorded)
+    assert trace.form == "trace" and trace.header == {**HEADER, "t": 0}
+    records = list(trace.records())
+    assert [record["t"] for record in records] == sorted(record["t"] for record in records)
+    exits = [record for record in records if record["kind"] == "exit"]
+    assert [exit["words"] for exit in exits[:6]] == [
+        "LCR 0x83: WLS=8 DLAB",
+        "DLL 0x01",
+        "DLM 0x00",
+        "LCR 0x03: WLS=8",
+        "INDEX 0x0a: INDEX=0xa",
+        "A 0x26: RS=0x6 DV=32768Hz",
+    ]
+    string = next(exit for exit in exits if exit.get("count", 1) > 1)
+    assert bytes.fromhex(string["data"]) == GREETING and string["count"] == len(GREETING)
+    assert {exit["by"] for exit in exits} == {"c", "python"}
+    assert [record["event"] for record in records if record["kind"] == "queue"] == list(spool.QUEUE_EVENTS)
+    assert [record["level"] for record in records if record["kind"] == "interrupt"] == [1, 0, "pulse"]
+    assert records[-1]["kind"] == "end" and records[-1]["reason"] == "debug-exit"
+    assert all(exit.get("spec") for exit in exits)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_every_form_has_the_same_records(recorded, tmp_path, name):
+    target = tmp_path / name
+    convert(str(recorded), str(target))
+    trace = read(target)
+    assert trace.form == name[2:] and trace.header == read(recorded).header
+    assert list(trace.records()) == list(read(recorded).records())
+    convert(str(target), str(tmp_path / "back.jsonl"))
+    assert list(read(tmp_path / "back.jsonl").records()) == list(read(recorded).records())
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_trace_events_are_one_json_object_with_slices_counters_and_names(recorded, tmp_path):
+    convert(str(recorded), str(tmp_path / "a.json"))
+    events = json.loads((tmp_path / "a.json").read_text())["traceEvents"]
+    assert {event["ph"] for event in events} == {"M", "X", "C", "i"}
+    assert all({"name", "ph", "pid"} <= event.keys() for event in events)
+    slices = [event for event in events if event["ph"] == "X"]
+    assert {event["name"] for event in slices} >= {"KVM_RUN", "serial LSR ->", "serial THR <-", "HLT"}
+    assert all(event["dur"] >= 0 and "ts" in event and "tid" in event for event in slices)
+
+
+def test_the_sample_is_what_the_sample_s_bytes_say(recorded):
+    sampled = read(SAMPLE)
+    assert sampled.header == read(recorded).header
+    assert list(sampled.records()) == list(read(recorded).records())
+
+
+def test_a_recording_that_stops_anywhere_is_read_up_to_there(tmp_path):
+    whole = sample().bytes()
+    path = tmp_path / "cut.trace"
+    count = sum(1 for _ in _read(path, whole).records())
+    header = spool.CHUNK.size + spool.SIZE + spool.trailing(len(json.dumps(HEADER)))
+    for length in (header, header + 1, header + 64, 1 << 16, (1 << 16) + 40, (1 << 16) + 64 * 9 + 13, len(whole) - 1):
+        assert 0 <= sum(1 for _ in _read(path, whole[:length]).records()) <= count
+
+
+def _read(path, data):
+    path.write_bytes(data)
+    return read(path)
+
+
+def test_a_record_that_was_not_finished_ends_its_stream(tmp_path):
+    made = SpoolFile()
+    made.text(5, **HEADER)
+    made.access(0, 10, 0x3F8, b"A", True)
+    made.add(0, spool.END, *([0] * 11))
+    made.access(0, 20, 0x3F8, b"B", True)
+    assert [record["data"] for record in _read(tmp_path / "x", made.bytes()).records()] == ["41"]
+
+
+def test_an_access_that_is_being_handled_has_no_answer_yet(tmp_path):
+    made = SpoolFile()
+    made.text(5, **HEADER)
+    made.access(0, 10, 0x3FD, b"\xaa", False, flags=spool.OPEN)
+    [record] = _read(tmp_path / "x", made.bytes()).records()
+    assert record["data"] == "" and "handle" not in record
+
+
+def test_what_was_lost_is_counted_where_it_was_lost(tmp_path):
+    made = SpoolFile()
+    made.text(5, **HEADER)
+    made.chunk(0, lost=7)
+    made.access(0, 10, 0x3F8, b"A", True)
+    kinds = [(record["kind"], record.get("count")) for record in _read(tmp_path / "x", made.bytes()).records()]
+    assert kinds == [("exit", 1), ("lost", 7)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is no trace (expected a file that pyvmm run --trace has written)"),
+        (b"\x7fELF", "is no trace (expected a file that pyvmm run --trace has written)"),
+        (b"\x7fELF\n", "line 1 is no JSON (expected a record of a trace)"),
+        (b"[1]\n", "is no trace"),
+        (b"3\n", 'line 1 is no record (expected an object with a "kind")'),
+        (b'{"kind":"exit"}\n', "is no trace"),
+        (b'{"kind":"trace","format":99}\n', "has format 99 (expected format 1)"),
+        (b"PYVMMTR1" + bytes(100), "is damaged at offset 0x0 (expected a chunk of a trace)"),
+    ],
+)
+def test_what_is_no_trace_is_told_in_a_line(tmp_path, data, message):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(LoadError) as raised:
+        read(path)
+    assert message in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(HEADER) + "\n{\n" + '{"kind":"phase"}\n')
+    with pytest.raises(LoadError, match="line 2 is no JSON"):
+        list(read(path).records())
+
+
+def test_the_last_line_of_a_killed_writer_is_left_out(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(HEADER) + '\n{"kind":"phase","t":1}\n{"kind":"ph')
+    assert [record["t"] for record in read(path).records()] == [1]
+
+
+def test_no_conversion_overwrites_its_source_or_makes_a_recording(recorded, tmp_path):
+    with pytest.raises(UsageError, match="would overwrite"):
+        convert(str(SAMPLE), str(SAMPLE))
+    with pytest.raises(UsageError, match="is recorded, not converted to"):
+        convert(str(recorded), str(tmp_path / "b.trace"))
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(HEADER) + "\n{\n\n")
+    with pytest.raises(LoadError):
+        convert(str(path), str(tmp_path / "y.json"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_the_command_converts_and_compares(recorded, tmp_path):
+    assert pyvmm("trace", "convert", str(recorded), str(tmp_path / "a.json")).returncode == 0
+    same = pyvmm("trace", "diff", str(recorded), str(tmp_path / "a.json"))
+    assert (same.returncode, same.stderr) == (0, b"") and same.stdout.startswith(b"the same ")
+    lines = SAMPLE.read_text().splitlines()
+    changed = [line.replace("LSR 0x60", "LSR 0x20").replace('"data":"60"', '"data":"20"') for line in lines]
+    (tmp_path / "b.jsonl").write_text("\n".join([*changed[:12], *changed[13:]]) + "\n")
+    other = pyvmm("trace", "diff", str(recorded), str(tmp_path / "b.jsonl"))
+    text = other.stdout.decode()
+    assert other.returncode == 1
+    assert "vCPU 0: the accesses differ from number 7 on" in text and "counts that differ:" in text
+    assert text.index(" - ") < text.index(" + ") and "LSR 0x60: THRE TEMT" in text
+    alone = pyvmm("trace", "diff", "--device", "blk0", str(recorded), str(tmp_path / "b.jsonl"))
+    assert (alone.returncode, alone.stdout) == (0, b"the same 6 exits\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ([], 2, "error: no verb given (expected convert, diff"),
+        (["frobnicate"], 2, "error: unknown verb 'frobnicate'"),
+        (["convert", "a"], 2, "the following arguments are required: TO"),
+        (["diff", "/nonexistent", "b"], 127, "/nonexistent: cannot be read: No such file or directory"),
+        (["convert", "/", "b"], 127, "/: is no file (expected a trace)"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(words, status, message):
+    done = pyvmm("trace", *words)
+    assert done.returncode == status and message in done.stderr.decode()
