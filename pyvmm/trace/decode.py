@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+from pyvmm.bus import Later
 from pyvmm.registers import Register
 from pyvmm.trace.naming import MODELS
 
@@ -213,7 +214,7 @@ def entry(space: str, base: int, length: int, device: Any) -> Record:
 def _model(device: Any) -> str:
     kind = type(device)
     module = kind.__module__
-    if module == "pyvmm.bus":  # not made yet
+    if isinstance(device, Later):  # not made yet
         return _BY_NAME.get(device.name, device.name)
     if kind.__name__ == "PortWindow":
         return _model(device.device)
