@@ -44,9 +44,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 def running(process: subprocess.Popen[bytes]) -> bool:
-    """Whether the process has a vCPU thread, so that the guest runs."""
-    tasks = Path(f"/proc/{process.pid}/fd")
-    return any("kvm-vcpu" in os.readlink(entry) for entry in tasks.iterdir() if entry.is_symlink())
+    """Whether the process has a vCPU, so that the guest runs."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        try:
+            if "kvm-vcpu" in os.readlink(descriptor):
+                return True
+        except FileNotFoundError:  # closed just now
+            pass
+    return False
 
 
 @pytest.mark.parametrize("number", ENDING)
