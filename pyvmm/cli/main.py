@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RUNNING = ("ps", "stop", "kill", "pause", "resume", "inspect", "stat", "logs", "attach")
 """Those of `pyvmm.cli.running`."""
-VERBS = ("run", "doctor", "image", *RUNNING, "exec", "balloon", "net", "disk", "snapshot", "trace", "kconfig")
+VERBS = ("run", "doctor", "image", *RUNNING, "exec", "balloon", "net", "disk", "snapshot", "trace", "kconfig", "lesson")
 STATUS_SIGINT = 128 + 2
 STATUS_SIGPIPE = 128 + 13
 

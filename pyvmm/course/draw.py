@@ -63,13 +63,13 @@ class Drawing:
         mono: bool = False,
         size: float = SIZE,
     ) -> Box:
-        """A box with `text` in its middle, or at its `top`, to leave room for boxes in it; `sub` is smaller, below it.
+        """A box with `text` in its middle, or at its `top` left, which leaves room for boxes in it; `sub` is below it.
 
         `kind` is one of KINDS, which gives the colours.
         """
         if kind not in KINDS:
             raise ValueError(f"kind {kind!r} (expected {', '.join(KINDS)})")
-        box = Box(x, y, w, h)
+        box = Box(x, y, w, h, kind)
         self._reach(box, text)
         self.boxes.append(box)
         dash = ' stroke-dasharray="5 4"' if dashed else ""
@@ -82,8 +82,9 @@ class Drawing:
         lines, size = fitted(text, room, h - 4 - sub_height, size, bold=not mono, mono=mono)
         height = len(lines) * size * LINE + sub_height
         y0 = y + (PADDING if top else (h - height) / 2)
-        self._write(box.center.x, y0, lines, size, "middle", bold=not mono, mono=mono)
-        self._write(box.center.x, y0 + height - sub_height, below[0], below[1], "middle", soft=True)
+        x0, anchor = (x + 2 * PADDING, "start") if top else (box.center.x, "middle")
+        self._write(x0, y0, lines, size, anchor, bold=not mono, mono=mono)
+        self._write(x0, y0 + height - sub_height, below[0], below[1], anchor, soft=True)
         return box
 
     def label(
@@ -107,7 +108,9 @@ class Drawing:
         place = Box(left, y - h / 2, w, h)
         self._reach(place, text)
         self.texts.append(place)
-        self._write(x, place.y, lines, size, anchor, bold=bold, mono=mono, soft=soft, halo=True)
+        around = [box for box in self.boxes if box.holds(place)]
+        ground = f"{min(around, key=lambda box: box.w * box.h).kind}-fill" if around else "page"
+        self._write(x, place.y, lines, size, anchor, bold=bold, mono=mono, soft=soft, halo=ground)
         return place
 
     def arrow(
@@ -122,12 +125,14 @@ class Drawing:
         kind: str = "line",
         heads: bool = True,
         above: bool = True,
+        at: float = 0.5,
         room: float = 0,
     ) -> None:
-        """An arrow from a box or point to another, through the points `via`; `text` stands beside its middle.
+        """An arrow from a box or point to another, through the points `via`; `text` stands beside its middle part.
 
         Without `room` text above a level arrow is broken to the arrow's length. `above` False puts it below, or to the
-        left of an upright one. `kind` is "line", or "alarm", "guest", "vmm": the colour.
+        left of an upright one; `at`, 0 to 1, says how far along. `kind`, the colour, is "line" or "alarm",
+        "guest", "vmm", "kvm", "host", "memory".
         """
         points = between(start, end, [Point(*one) for one in via])
         path = " ".join(f"{point.x:g},{point.y:g}" for point in points)
@@ -140,16 +145,16 @@ class Drawing:
         if heads and both:
             self._lines.append(f'<polygon class="pv-head-{kind}" points="{head(points[1], points[0])}"/>')
         if text:
-            self._beside(points, text, above, room)
+            self._beside(points, text, above, at, room)
 
     def line(self, start: Place, end: Place, text: str = "", *, dashed: bool = False, kind: str = "line") -> None:
         """As an arrow, without heads."""
         self.arrow(start, end, text, dashed=dashed, kind=kind, heads=False)
 
-    def _beside(self, points: list[Point], text: str, above: bool, room: float) -> None:
+    def _beside(self, points: list[Point], text: str, above: bool, at: float, room: float) -> None:
         middle = (len(points) - 1) // 2
         a, b = points[middle], points[middle + 1]
-        x, y = (a.x + b.x) / 2, (a.y + b.y) / 2
+        x, y = a.x + (b.x - a.x) * at, a.y + (b.y - a.y) * at
         if abs(a.x - b.x) < abs(a.y - b.y):  # rather upright
             self.label(x + (8 if above else -8), y, text, size=12, anchor="start" if above else "end", room=room)
             return
@@ -335,15 +340,16 @@ class Drawing:
         bold: bool = False,
         mono: bool = False,
         soft: bool = False,
-        halo: bool = False,
+        halo: str = "",
     ) -> None:
-        """Lines of text from `y` down."""
+        """Lines of text from `y` down; `halo` names the colour that parts them from lines behind them."""
         words = {"pv-mono": mono, "pv-bold": bold, "pv-soft": soft, "pv-halo": halo}
+        stroke = f' stroke="var(--pv-{halo})"' if halo else ""
         names = " ".join(word for word, on in words.items() if on)
         for line in lines:
             baseline = y + size * (LINE + 0.7) / 2
             self._above.append(
-                f'<text class="{names}" x="{x:g}" y="{baseline:g}" font-size="{size:g}" text-anchor="{anchor}">'
+                f'<text class="{names}" x="{x:g}" y="{baseline:g}" font-size="{size:g}" text-anchor="{anchor}"{stroke}>'
                 f"{escape(line)}</text>"
             )
             y += size * LINE

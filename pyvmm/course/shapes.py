@@ -27,15 +27,16 @@ class Point:
 
 
 class Box:
-    """A rectangle; `left`, `right`, `top`, `bottom` are the middles of its sides."""
+    """A rectangle; `left`, `right`, `top`, `bottom` are the middles of its sides. `kind` gives its colours."""
 
-    __slots__ = ("h", "w", "x", "y")
+    __slots__ = ("h", "kind", "w", "x", "y")
 
-    def __init__(self, x: float, y: float, w: float, h: float) -> None:
+    def __init__(self, x: float, y: float, w: float, h: float, kind: str = "plain") -> None:
         self.x = x
         self.y = y
         self.w = w
         self.h = h
+        self.kind = kind
 
     def at(self, across: float, down: float) -> Point:
         """A point of it: 0, 0 is the upper left corner, 1, 1 the lower right one."""
@@ -154,7 +155,7 @@ def _style() -> str:
         'svg.pv text.pv-mono{font-family:"DejaVu Sans Mono",Menlo,Consolas,monospace}',
         "svg.pv text.pv-bold{font-weight:600}",
         "svg.pv text.pv-soft{fill:var(--pv-soft)}",
-        "svg.pv text.pv-halo{paint-order:stroke;stroke:var(--pv-page);stroke-width:3px}",
+        "svg.pv text.pv-halo{paint-order:stroke;stroke-width:4px}",
         "svg.pv .pv-life{stroke:var(--pv-soft);stroke-dasharray:2 4}",
     ]
     rules += [

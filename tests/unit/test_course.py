@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.course import lesson, lesson_numbers, quote
+from pyvmm.course import lesson, lesson_numbers, quote, recording, work
+from pyvmm.course.child import run_check
 from pyvmm.course.exercise import Exercise
-from pyvmm.course.files import CourseError, guests_root
+from pyvmm.course.files import CourseError, course_root, guests_root
 from pyvmm.course.lesson import Lesson, load_from
 from pyvmm.course.page import Ask, Code, Picture, Run, Text, parse
 from pyvmm.errors import UsageError
@@ -286,3 +287,61 @@ def test_a_lessons_pictures_can_be_drawn_and_nothing_in_them_overlaps(number: in
         drawing = made.drawing(part)
         assert drawing.problems() == []
         assert len(drawing.description) > 40, "who cannot see it reads this"
+
+
+@every_lesson
+def test_a_lesson_has_a_recording_of_all_it_runs(number: int) -> None:
+    made = lesson(number)
+    steps = recording.load(made).steps
+    assert sorted(steps) == sorted(made.runs), "pyvmm lesson record makes it anew"
+    assert all(text.strip() for text in steps.values())
+
+
+@every_lesson
+def test_what_varies_is_in_the_recording(number: int) -> None:
+    """An expression that matches nothing is a leftover, or mistaken."""
+    made = lesson(number)
+    said = "".join(recording.load(made).steps.values())
+    for pattern in made.varies:
+        assert recording.normalised(said, [pattern]) != said, pattern
+
+
+CODE = [
+    pytest.param(number, exercise.name, id=f"{number}-{exercise.name}")
+    for number in lesson_numbers()
+    for exercise in lesson(number).exercises
+    if exercise.kind == "code" and not exercise.kvm
+]
+
+
+def work_folder(number: int, folder: Path, solved: bool) -> str:
+    made = lesson(number)
+    work.start(made, str(folder))
+    if solved:
+        solution = course_root().joinpath("solutions").joinpath(made.slug).joinpath("exercise.py")
+        (folder / "exercise.py").write_bytes(solution.read_bytes())
+    return str(folder)
+
+
+@pytest.mark.parametrize(("number", "name"), CODE)
+def test_an_exercise_left_as_it_is_fails_and_says_why(number: int, name: str, tmp_path: Path) -> None:
+    wrong = run_check(lesson(number), name, work_folder(number, tmp_path, False), False, lambda text: None)
+    assert wrong.strip()
+    assert "\n" not in wrong
+    assert "ended early" not in wrong
+
+
+@pytest.mark.parametrize(("number", "name"), CODE)
+def test_the_solution_of_an_exercise_passes(number: int, name: str, tmp_path: Path) -> None:
+    assert run_check(lesson(number), name, work_folder(number, tmp_path, True), False, lambda text: None) == ""
+
+
+@every_lesson
+def test_solutions_are_apart_from_what_learners_are_given(number: int) -> None:
+    made = lesson(number)
+    if any(exercise.kind == "code" for exercise in made.exercises):
+        given = made.folder.joinpath("exercise.py").read_text()
+        assert course_root().joinpath("solutions").joinpath(made.slug).joinpath("exercise.py").read_text() != given
+        assert "..." in given or '""' in given
+    for exercise in made.exercises:
+        assert exercise.hints, f"{exercise.name} has no hint"
