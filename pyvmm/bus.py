@@ -81,6 +81,11 @@ class Later:
                         place(device)
         return self._device
 
+    @property
+    def made(self) -> BusDevice | None:
+        """The device, if it has been made."""
+        return self._device
+
     def when_made(self, place: Callable[[BusDevice], None]) -> None:
         """Have `place(device)` called when it is made; for a bus."""
         with _making:

@@ -15,6 +15,8 @@ from pyvmm.errors import GuestMemoryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyvmm.memory import GuestMemory
 
 PAGE = 4096
@@ -34,7 +36,12 @@ ERROR_WRITE = 1 << 1
 ERROR_USER = 1 << 2
 ERROR_RESERVED = 1 << 3
 """Bits of a page fault's error code (SDM volume 3A, 4.7)."""
-FLAGS = {0: "P", 1: "W", 2: "U", 3: "PWT", 4: "PCD", 5: "A", 6: "D", 7: "PS", 8: "G", 63: "XD"}
+_SHARED = {0: "P", 1: "W", 2: "U", 3: "PWT", 4: "PCD", 5: "A"}
+_TABLE = {**_SHARED, 7: "PS", 63: "XD"}
+_PAGE = {**_SHARED, 6: "D", 7: "PAT", 8: "G", 63: "XD"}
+_LARGE_PAGE = {**_PAGE, 7: "PS", 12: "PAT"}
+_POINTER = {0: "P", 3: "PWT", 4: "PCD"}
+"""The bits of entries by name (tables 4-4 to 4-20): what points to a table, maps a page, a large one, a PAE PDPTE."""
 
 ADDRESS = 0x000F_FFFF_FFFF_F000
 """Bits 51:12 of a 64-bit entry and of CR3."""
@@ -65,21 +72,27 @@ LEVELS: dict[str, tuple[Level, ...]] = {
 
 
 class Entry:
-    """One step of a walk: entry `index` of a table of `level`, read at guest-physical `gpa`."""
+    """One step of a walk: entry `index` of a table of `level`, read at guest-physical `gpa`; `bits` names its bits."""
 
-    __slots__ = ("gpa", "index", "level", "value")
+    __slots__ = ("bits", "gpa", "index", "level", "value")
 
-    def __init__(self, level: str, index: int, gpa: int, value: int) -> None:
+    def __init__(self, level: str, index: int, gpa: int, value: int, bits: Mapping[int, str] = _TABLE) -> None:
         self.level = level
         self.index = index
         self.gpa = gpa
         self.value = value
+        self.bits = bits
+
+    @property
+    def flags(self) -> list[str]:
+        """The names of the bits that are set; none in an entry that is not present, whose bits are the guest's own."""
+        if not self.value & PRESENT:
+            return []
+        return [name for bit, name in self.bits.items() if self.value >> bit & 1]
 
     def describe(self) -> str:
         """One line: "PTE   [  5] at 0x4028 = 0x5003  P W"."""
-        flags = " ".join(name for bit, name in FLAGS.items() if self.value >> bit & 1)
-        if not self.value & PRESENT:
-            flags = "not present"
+        flags = " ".join(self.flags) or "not present"
         return f"{self.level:<5} [{self.index:3}] at {self.gpa:#x} = {self.value:#x}  {flags}"
 
 
@@ -155,12 +168,12 @@ class Paging:
             except GuestMemoryError:
                 walk.problem = f"the table of {level.name}s at {table:#x} is not in RAM"
                 return
-            walk.entries.append(Entry(level.name, index, gpa, value))
+            leaf = level.shift == 12 or (level.large and bool(value & LARGE) and (wide or self._pse))
+            walk.entries.append(Entry(level.name, index, gpa, value, self._bits(level, leaf)))
             if not value & PRESENT:
                 walk.problem = f"{level.name} not present"
                 walk.fault = 0
                 return
-            leaf = level.shift == 12 or (level.large and bool(value & LARGE) and (wide or self._pse))
             reserved = value & self._reserved(level, leaf)
             if reserved:
                 walk.problem = f"{level.name} has reserved bits set ({reserved:#x})"
@@ -177,6 +190,11 @@ class Paging:
                 walk.gpa = self._frame(level, value) | walk.gva & walk.page_size - 1
                 return
             table = value & (ADDRESS if wide else 0xFFFF_F000)
+
+    def _bits(self, level: Level, leaf: bool) -> Mapping[int, str]:
+        if self.kind == "PAE" and level.name == "PDPTE":
+            return _POINTER
+        return (_PAGE if level.shift == 12 else _LARGE_PAGE) if leaf else _TABLE
 
     def _frame(self, level: Level, value: int) -> int:
         if self.kind == "32-bit":

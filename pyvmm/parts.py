@@ -80,6 +80,11 @@ class Parts(Processors):
         return {} if self._virtio is None else self._virtio.ports
 
     @property
+    def virtio_devices(self) -> tuple[VirtioDevice, ...]:
+        """The virtio devices, in the order of `slots`; empty before the start."""
+        return () if self._virtio is None else tuple(self._virtio.devices)
+
+    @property
     def faults(self) -> FaultPlan | None:
         """The plan of faults on purpose, which counts them, or None."""
         return None if self._virtio is None else self._virtio.faults
@@ -96,8 +101,7 @@ class Parts(Processors):
         """The balloon in the guest's memory, or None."""
         from pyvmm.virtio.balloon import VirtioBalloon
 
-        devices = () if self._virtio is None else self._virtio.devices
-        return next((device for device in devices if isinstance(device, VirtioBalloon)), None)
+        return next((device for device in self.virtio_devices if isinstance(device, VirtioBalloon)), None)
 
     def net_link(self, up: bool, device: str = "net0") -> None:
         """Plug the cable of the network interface `device` in, or pull it. Raises UsageError if there is no such."""
@@ -198,6 +202,14 @@ class Parts(Processors):
     def hints(self) -> tuple[Reason, ...]:
         """What the guest's last words make likely; for a run that ended badly."""
         return tuple(self._diagnosis.hints())
+
+    def symbol(self, address: int) -> str:
+        """The function at a linear address, as "panic+0x1a0/0x2f0"; "" where that is not known."""
+        return self._diagnosis.name(address)
+
+    def address_of(self, symbol: str) -> int | None:
+        """The linear address of the function called `symbol`, or None."""
+        return self._diagnosis.address(symbol)
 
     @property
     def stats(self) -> Stats:

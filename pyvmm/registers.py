@@ -8,12 +8,14 @@ served by the methods `read_lsr` and `write_lsr`, as its access says.
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from pyvmm.hot import Group
 from pyvmm.stateful import Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from typing import Any, ClassVar
 
     Readers = tuple[Callable[[Any], int], ...]
@@ -141,6 +143,12 @@ class RegisterMap:
     def __iter__(self) -> Iterator[Register]:
         return iter(self.registers)
 
+    def peek(self, device: object, holds: Mapping[str, str]) -> Iterator[tuple[Register, int]]:
+        """The registers that `holds` names, each with the value of that attribute of `device`; see HOLDS below."""
+        for register in self.registers:
+            if register.name in holds:
+                yield register, attrgetter(holds[register.name])(device)
+
     def bind(self, device: type, bank: int) -> tuple[Readers, Writers]:
         """The functions of class `device` that serve each offset while `bank` is selected, indexed by offset.
 
@@ -180,6 +188,9 @@ class RegisterFile(Stateful):
     __slots__ = ("_readers", "_writers", "bank", "lock", "name", "window")
 
     registers: ClassVar[RegisterMap]
+    HOLDS: ClassVar[Mapping[str, str]] = {}
+    """The attributes that have registers' values, by the registers' names: for who looks and must change nothing, as
+    reading a register may."""
     _tables: ClassVar[tuple[tuple[Readers, Writers], ...]]
 
     def __init_subclass__(cls, *, registers: RegisterMap) -> None:
@@ -201,6 +212,10 @@ class RegisterFile(Stateful):
         """Let register bank number `bank` answer from now on."""
         self.bank = bank
         self._readers, self._writers = self._tables[bank]
+
+    def peek(self) -> Iterable[tuple[Register, int]]:
+        """Registers with their values as they stand, none of which is read by that. `lock` is held."""
+        return self.registers.peek(self, self.HOLDS)
 
     def register_at(self, offset: int, is_write: bool) -> Register | None:
         """The register that such an access means in the device's present state, or None."""

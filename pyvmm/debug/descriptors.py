@@ -16,6 +16,40 @@ TASK_GATE = 5
 LONG_GATES = (14, 15)
 
 
+class Gate:
+    """An IDT entry of protected mode (8 bytes) or IA-32e mode (16), decoded (figures 6-2 and 6-8).
+
+    `type` is the 5 bits that say what it is, S among them; `ist` the stack of IA-32e mode, 0 for none.
+    """
+
+    __slots__ = ("dpl", "ist", "long", "offset", "present", "selector", "type")
+
+    def __init__(self, raw: bytes) -> None:
+        value = int.from_bytes(raw, "little")
+        self.long = len(raw) == 16
+        self.type = value >> 40 & 0x1F
+        self.present = bool(value >> 47 & 1)
+        self.dpl = value >> 45 & 3
+        self.selector = value >> 16 & 0xFFFF
+        self.ist = value >> 32 & 7 if self.long else 0
+        offset = value & 0xFFFF | value >> 32 & 0xFFFF_0000
+        if self.long:
+            offset |= value >> 64 << 32 & 0xFFFF_FFFF_0000_0000
+        elif not self.type & 8:
+            offset &= 0xFFFF
+        self.offset = offset
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether the processor takes it for a gate at all."""
+        return self.type in (LONG_GATES if self.long else GATES)
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return segment_type(self.type & 0xF, self.type >> 4)
+
+
 def gate_problem(evidence: Evidence, vector: int) -> str:
     """Why the processor could not deliver `vector` through the IDT, one phrase; "" where it looks sound."""
     state = evidence.state
@@ -35,30 +69,23 @@ def gate_problem(evidence: Evidence, vector: int) -> str:
 
 
 def _protected_gate_problem(evidence: Evidence, vector: int, raw: bytes) -> str:
-    gate = int.from_bytes(raw, "little")
-    kind = gate >> 40 & 0x1F
-    if not gate:
+    gate = Gate(raw)
+    if not any(raw):
         return f"the IDT's gate for vector {vector} is empty"
-    if not gate >> 47 & 1:
+    if not gate.present:
         return f"the IDT's gate for vector {vector} is not present"
-    if kind not in (LONG_GATES if len(raw) == 16 else GATES):
-        return f"the IDT's entry for vector {vector} is no gate ({segment_type(kind & 0xF, kind >> 4)})"
-    if kind == TASK_GATE:
+    if not gate.is_gate:
+        return f"the IDT's entry for vector {vector} is no gate ({gate.kind})"
+    if gate.type == TASK_GATE:
         return ""  # what a task gate needs is not looked at
-    selector = gate >> 16 & 0xFFFF
-    problem = code_segment_problem(evidence, selector)
+    problem = code_segment_problem(evidence, gate.selector)
     if problem:
-        return f"the gate for vector {vector} wants code segment {selector:#x}, and {problem}"
-    offset = gate & 0xFFFF | gate >> 32 & 0xFFFF_0000
-    if len(raw) == 16:
-        offset |= gate >> 64 << 32 & 0xFFFF_FFFF_0000_0000
-    elif not kind & 8:
-        offset &= 0xFFFF
-    walk = evidence.walk(offset)  # a handler's segment is flat in every kernel worth guessing about
+        return f"the gate for vector {vector} wants code segment {gate.selector:#x}, and {problem}"
+    walk = evidence.walk(gate.offset)  # a handler's segment is flat in every kernel worth guessing about
     if walk.gpa is None:
-        return f"the handler for vector {vector} at {offset:#x} is not mapped ({walk.problem})"
+        return f"the handler for vector {vector} at {gate.offset:#x} is not mapped ({walk.problem})"
     if not evidence.in_ram(walk.gpa):
-        return f"the handler for vector {vector} at {offset:#x} is outside RAM"
+        return f"the handler for vector {vector} at {gate.offset:#x} is outside RAM"
     return ""
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pyvmm.debug.evidence import Reason
     from pyvmm.debug.report import CrashReport
     from pyvmm.debug.state import VcpuState
-    from pyvmm.debug.symbols import Source
+    from pyvmm.debug.symbols import Source, Symbols
     from pyvmm.debug.watch import Sample, Watch
     from pyvmm.kvm.vcpu import VcpuFd
     from pyvmm.kvm.vm import VmFd
@@ -222,17 +222,26 @@ class Diagnosis:
 
     def name(self, address: int) -> str:
         """The function at a linear address, as `panic+0x1a0/0x2f0`; "" where that is not known."""
+        symbols = self._symbols()
+        return "" if symbols is None else symbols.describe(address)
+
+    def address(self, name: str) -> int | None:
+        """The linear address of the function called `name`, or None."""
+        symbols = self._symbols()
+        return None if symbols is None else symbols.address(name)
+
+    def _symbols(self) -> Symbols | None:
         if self._source is None:
+            if self._loaded is None:
+                return None
             from pyvmm.debug.symbols import Source
 
-            assert self._loaded is not None
             path = self._loaded.path if self._loaded.format in WITH_SYMBOLS else ""
             self._source = Source(path, required=False)
         symbols = self._source.get()
-        if symbols is None:
-            return ""
-        symbols.slide = self.console.kernel_offset
-        return symbols.describe(address)
+        if symbols is not None:
+            symbols.slide = self.console.kernel_offset
+        return symbols
 
     # --- What the watch asks -------------------------------------------------------------------------------------
 

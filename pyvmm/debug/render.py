@@ -1,4 +1,4 @@
-"""A crash report's parts as text and as JSON types.
+"""A vCPU's state and a crash report's parts as text and as JSON types.
 
 Imports bits and state.
 """
@@ -114,16 +114,16 @@ def lines(report: CrashReport) -> Iterator[str]:
         yield from _vcpu(vcpu)
 
 
-def _vcpu(vcpu: VcpuReport) -> Iterator[str]:
-    state = vcpu.state
+def state_lines(state: VcpuState, place: str) -> Iterator[str]:
+    """A vCPU's registers; `place` is the function that RIP is in, or ""."""
     mode = state.describe_mode() + ", " if state.whole else ""
     yield f"vcpu {state.index}: {mode}{mp_state(state)}"
     for part, error in state.unread.items():
         yield f"  {part} could not be read: {error}"
-    if state.mp_state in (KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED):
-        return  # nothing in it was set by the guest
+    if not started(state):
+        return
     if state.regs is not None:
-        yield from _registers(vcpu)
+        yield from _registers(state, place)
     if state.control is not None:
         yield from _system(state)
     if state.exception is not None:
@@ -131,6 +131,38 @@ def _vcpu(vcpu: VcpuReport) -> Iterator[str]:
         yield f"  exception under delivery: {bits.exception_name(vector)}" + (
             "" if code is None else f", error code {code:#x}"
         )
+
+
+def started(state: VcpuState) -> bool:
+    """Whether the guest has started this vCPU: else nothing in it was set by the guest."""
+    return state.mp_state not in (KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED)
+
+
+def state_dict(state: VcpuState, place: str) -> dict[str, Any]:
+    """A vCPU's registers for JSON: numbers are hexadecimal strings, for 64 bits are more than JSON's readers keep."""
+    return {
+        "index": state.index,
+        "mode": state.describe_mode() if state.whole else None,
+        "mp_state": mp_state(state),
+        "place": place or None,
+        "registers": {name: hex(value) for name, value in (state.regs or {}).items()},
+        "control": {
+            name: {"value": hex(value), "bits": control_bits(name, value).split()}
+            for name, value in (state.control or {}).items()
+        },
+        "rflags": rflags(state).split(),
+        "segments": {name: segment_dict(segment) for name, segment in state.segments.items()},
+        "gdt": {"base": hex(state.gdt.base), "limit": hex(state.gdt.limit)},
+        "idt": {"base": hex(state.idt.base), "limit": hex(state.idt.limit)},
+        "exception": None if state.exception is None else state.exception[0],
+        "unread": dict(state.unread),
+    }
+
+
+def _vcpu(vcpu: VcpuReport) -> Iterator[str]:
+    yield from state_lines(vcpu.state, vcpu.place)
+    if not started(vcpu.state):
+        return
     if vcpu.stack is not None:
         yield from _stack(vcpu.stack)
     for caller in vcpu.callers:
@@ -142,14 +174,13 @@ def _vcpu(vcpu: VcpuReport) -> Iterator[str]:
         yield f"    {text}" + (f"  ({times} times)" if times > 1 else "")
 
 
-def _registers(vcpu: VcpuReport) -> Iterator[str]:
-    state = vcpu.state
+def _registers(state: VcpuState, place: str) -> Iterator[str]:
     assert state.regs is not None
     digits = 16 if any(value >> 32 for value in state.regs.values()) or (state.whole and state.mode == "long") else 8
     names = GENERAL_REGISTERS[: 16 if digits == 16 else 8]
     for at in range(0, len(names), 4):
         yield "  " + "  ".join(f"{name:<3} {state.regs[name]:0{digits}x}" for name in names[at : at + 4])
-    yield f"  rip {state.regs['rip']:0{digits}x}  {vcpu.place}".rstrip()
+    yield f"  rip {state.regs['rip']:0{digits}x}  {place}".rstrip()
     yield f"  rflags {state.regs['rflags']:#x}  {rflags(state) or 'none set'}"
 
 

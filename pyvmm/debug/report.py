@@ -108,28 +108,13 @@ class VcpuReport:
         self.code = Code(rip, paging.translate(memory, rip), before, after, state.code_bits)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: numbers are hexadecimal strings, for 64 bits are more than JSON's readers keep."""
-        state = self.state
+        """For JSON; see `render.state_dict`."""
         return {
-            "index": state.index,
-            "mode": state.describe_mode() if state.whole else None,
-            "mp_state": render.mp_state(state),
-            "place": self.place or None,
+            **render.state_dict(self.state, self.place),
             "callers": list(self.callers),
-            "registers": {name: hex(value) for name, value in (state.regs or {}).items()},
-            "control": {
-                name: {"value": hex(value), "bits": render.control_bits(name, value).split()}
-                for name, value in (state.control or {}).items()
-            },
-            "rflags": render.rflags(state).split(),
-            "segments": {name: render.segment_dict(segment) for name, segment in state.segments.items()},
-            "gdt": {"base": hex(state.gdt.base), "limit": hex(state.gdt.limit)},
-            "idt": {"base": hex(state.idt.base), "limit": hex(state.idt.limit)},
-            "exception": None if state.exception is None else state.exception[0],
             "stack": None if self.stack is None else render.stack_dict(self.stack),
             "code": None if self.code is None else render.code_dict(self.code),
             "exits": [{"text": text, "times": times} for text, times in self.exits],
-            "unread": dict(state.unread),
         }
 
 

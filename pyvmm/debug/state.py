@@ -132,7 +132,8 @@ class VcpuState:
     @property
     def paging(self) -> Paging:
         """How this vCPU translates linear addresses."""
-        return Paging(self.reg("cr0"), self.reg("cr3"), self.reg("cr4"), self.reg("efer"))
+        assert self.control is not None
+        return Paging(*(self.control[name] for name in ("cr0", "cr3", "cr4", "efer")))
 
     def describe_mode(self) -> str:
         """Mode, code size, paging and privilege in a phrase."""

@@ -65,6 +65,13 @@ class Symbols:
                 return found
         return ""
 
+    def address(self, name: str) -> int | None:
+        """Where the kernel that runs has the function called `name`; None where there is none of that name."""
+        try:
+            return self._addresses[self._names.index(name.encode("ascii", "replace"))] + self.slide
+        except ValueError:
+            return None
+
     def _find(self, address: int) -> str:
         at = bisect_right(self._addresses, address) - 1
         if at < 0:

@@ -15,7 +15,7 @@ from pyvmm.state import U8, U32, Number, Stateful
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pyvmm.events import IrqLine
 
@@ -101,6 +101,14 @@ class AcpiPm(Stateful):
         "_seen_high": Number(1),
         "timer": U32,
     }
+    HOLDS = {
+        "PM1_STS": "_status",
+        "PM1_EN": "_enable",
+        "PM1_CNT": "_control",
+        "PM_TMR": "timer",
+        "GPE0_STS": "_gpe_status",
+        "GPE0_EN": "_gpe_enable",
+    }
     registers = REGISTERS
 
     def __init__(
@@ -148,6 +156,10 @@ class AcpiPm(Stateful):
     def register_at(self, offset: int, is_write: bool) -> Register | None:
         """The register that an access at `offset` begins in, or None."""
         return next((it for it in REGISTERS if it.offset <= offset < it.offset + it.width), None)
+
+    def peek(self) -> Iterable[tuple[Register, int]]:
+        """As RegisterFile.peek."""
+        return REGISTERS.peek(self, self.HOLDS)
 
     def read(self, offset: int, size: int) -> int:
         """The bus's read: any width, since software reads these registers whole or in bytes (4.8.3)."""

@@ -89,6 +89,7 @@ class I8042(RegisterFile, registers=REGISTERS):
         "data_port",
     )
 
+    HOLDS = {"DATA": "_output", "STATUS": "_status"}
     STATE = {**dict.fromkeys(("_a20", "_awaiting", "_output", "_status"), U8), "_ram": Bytes(RAM_BYTES)}
 
     def __init__(self, reset_machine: Callable[[], None], irq: IrqLine | None = None, name: str = "i8042") -> None:

@@ -37,6 +37,7 @@ class Port92(RegisterFile, registers=REGISTERS):
 
     __slots__ = ("_reset_machine", "_value")
 
+    HOLDS = {"PORTA": "_value"}
     STATE = {"_value": Number(A20)}
 
     def __init__(self, reset_machine: Callable[[], None], name: str = "port92") -> None:

@@ -40,6 +40,7 @@ class ResetControl(RegisterFile, registers=REGISTERS):
 
     __slots__ = ("_reset_machine", "_value")
 
+    HOLDS = {"RST_CNT": "_value"}
     STATE = {"_value": Number(SYS_RST | FULL_RST)}
 
     def __init__(self, reset_machine: Callable[[], None], name: str = "resetcontrol") -> None:

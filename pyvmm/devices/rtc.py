@@ -24,7 +24,7 @@ from pyvmm.state import SECONDS, U8, Bytes, Maybe, Number, Numbered, StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pyvmm.hot import Group
 
@@ -136,6 +136,22 @@ class Rtc(RegisterFile, registers=cmos.PORTS):
         self._index = 0
 
     # --- Ports ----------------------------------------------------------------------------------------------
+
+    def peek(self) -> Iterator[tuple[Register, int]]:
+        """The index, the time and the clock's registers; the flags as when they were last brought up to date."""
+        yield cmos.PORTS["INDEX"], self._index
+        now = self._set_time if self._set_time is not None else self._time_bytes(self._clock())
+        for index in sorted(_TIME):
+            yield self._cmos(index), now[index]
+        for index in (cmos.REGISTER_A, cmos.REGISTER_B, cmos.REGISTER_D):
+            yield self._cmos(index), self._ram[index]
+        yield self._cmos(cmos.REGISTER_C), self._flags
+
+    @staticmethod
+    def _cmos(index: int) -> Register:
+        found = cmos.CMOS.at(index, False)
+        assert found is not None
+        return found
 
     def register_at(self, offset: int, is_write: bool) -> Register | None:
         """What the access means now: behind the data port, the CMOS byte that the index selects."""

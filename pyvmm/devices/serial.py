@@ -108,6 +108,10 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         "_polls": Number(POLLS),
         **dict.fromkeys(("_attended", "_congested", "_connected", "_on_wire", "_repeats"), FLAG),
     }
+    HOLDS = {
+        "IIR": "_pending",
+        **{name: f"_{name.lower()}" for name in ("DLL", "DLM", "IER", "LCR", "MCR", "LSR", "MSR", "SCR")},
+    }
 
     def __init__(
         self,
@@ -348,6 +352,15 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
 
     def read_iir(self) -> int:
         """The pending interrupt of highest priority (table IV). A THRE interrupt ends with being read."""
+        iir = self._pending
+        if iir & ~uart.IIR_FIFOS_ENABLED == uart.IIR_THRE:
+            self._raised &= ~uart.IER_ETBEI
+            self._settle()
+        return iir
+
+    @property
+    def _pending(self) -> int:
+        """IIR as it stands."""
         pending = self._raised & self._ier
         fifos = uart.IIR_FIFOS_ENABLED if self._depth > 1 else 0
         if pending & uart.IER_ELSI:
@@ -355,8 +368,6 @@ class Serial(RegisterFile, registers=uart.REGISTERS):
         if pending & uart.IER_ERBFI:
             return fifos | (uart.IIR_DATA if len(self._fifo) >= self._trigger else uart.IIR_TIMEOUT)
         if pending & uart.IER_ETBEI:
-            self._raised &= ~uart.IER_ETBEI
-            self._settle()
             return fifos | uart.IIR_THRE
         return fifos | (uart.IIR_MODEM_STATUS if pending & uart.IER_EDSSI else uart.IIR_NONE)
 

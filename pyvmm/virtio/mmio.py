@@ -20,7 +20,7 @@ from pyvmm.virtio.transport import RING_PARTS, STATUS_FIELDS, U32, Transport, ri
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pyvmm.virtio.device import VirtioDevice
 
@@ -88,6 +88,15 @@ class VirtioMmio(Transport):
 
     __slots__ = ("_interrupt", "window")
 
+    HOLDS = {
+        "DeviceID": "device.device_id",
+        "Status": "device.status",
+        "InterruptStatus": "pending",
+        "DeviceFeaturesSel": "_offered_word",
+        "DriverFeaturesSel": "_driver_word",
+        "QueueSel": "_selected",
+        "ConfigGeneration": "device.config_generation",
+    }
     STATE = {**Transport.STATE, "_pending": Number(INTERRUPT_USED_BUFFER | INTERRUPT_CONFIG_CHANGE)}
 
     def __init__(self, device: VirtioDevice, interrupt: Callable[[], None], window: Window | None = None) -> None:
@@ -140,6 +149,10 @@ class VirtioMmio(Transport):
     def register_at(self, offset: int, is_write: bool) -> Register | None:
         """The register that such an access means, or None."""
         return REGISTERS.at(offset, is_write)
+
+    def peek(self) -> Iterable[tuple[Register, int]]:
+        """Registers with their values as they stand. `lock` is held."""
+        return REGISTERS.peek(self, self.HOLDS)
 
     def read(self, offset: int, size: int) -> int:
         """The bus's read. The bus holds `lock`."""

@@ -42,7 +42,7 @@ from pyvmm.virtio.transport import RING_PARTS, STATUS_FIELDS, Transport, ring_ha
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from pyvmm.events import IrqLine
@@ -81,6 +81,16 @@ class VirtioPci(Transport):
         "_generation": NUMBER,
         "_shown_generation": U8,
         "_isr": Number(INTERRUPT_USED_BUFFER | INTERRUPT_CONFIG_CHANGE),
+    }
+
+    HOLDS = {
+        "device_feature_select": "_offered_word",
+        "driver_feature_select": "_driver_word",
+        "config_msix_vector": "_config_vector",
+        "num_queues": "_count",
+        "device_status": "device.status",
+        "config_generation": "_shown_generation",
+        "queue_select": "_selected",
     }
 
     __slots__ = (
@@ -209,6 +219,14 @@ class VirtioPci(Transport):
         """The register that such an access means, or None."""
         return REGISTERS.at(offset, is_write)
 
+    def peek(self) -> Iterable[tuple[Register, int]]:
+        """Registers of the common configuration with their values as they stand. `lock` is held."""
+        return REGISTERS.peek(self, self.HOLDS)
+
+    @property
+    def _count(self) -> int:
+        return len(self.device.queues)
+
     def read(self, offset: int, size: int) -> int:
         """The bus's read of BAR 0. The bus holds `lock`."""
         if offset < ISR:
@@ -265,7 +283,7 @@ class VirtioPci(Transport):
         return value if value < self._msix.count else MSI_NO_VECTOR
 
     def read_num_queues(self) -> int:
-        return len(self.device.queues)
+        return self._count
 
     def read_config_generation(self) -> int:
         """8 bits, one more whenever the configuration has changed since the last look: so they do not come round."""

@@ -172,6 +172,11 @@ class Virtqueue:
     # --- Taking chains ------------------------------------------------------------------------------------------------
 
     @property
+    def taken_index(self) -> int:
+        """The available index up to which chains have been taken."""
+        return self._next_avail
+
+    @property
     def in_flight(self) -> int:
         """Chains taken and not yet pushed: never more than `size`."""
         return self._in_flight.count(1)

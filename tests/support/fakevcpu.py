@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import takewhile
 from types import SimpleNamespace
 
 from pyvmm.boot import segments, x86
@@ -28,6 +30,7 @@ class FakeVcpu:
         self.cr2 = 0
         self.mp_state = 0
         self.exception: tuple[int, int | None] | None = None
+        self.msrs: dict[int, int] = {}
 
     def _check(self, what: str) -> None:
         if what in self.broken:
@@ -64,6 +67,20 @@ class FakeVcpu:
     def get_mp_state(self) -> int:
         self._check("mp_state")
         return self.mp_state
+
+    def get_debugregs(self) -> SimpleNamespace:
+        self._check("debugregs")
+        return SimpleNamespace(db=[0x1000, 0, 0, 0], dr6=0xFFFF0FF0, dr7=0x400)
+
+    def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        """Those from the first one on that is not in `msrs` are left out, as KVM does."""
+        self._check("msrs")
+        return {index: self.msrs[index] for index in takewhile(self.msrs.__contains__, indices)}
+
+    def get_fpu(self) -> SimpleNamespace:
+        self._check("fpu")
+        rows = [[row] * 16 for row in range(16)]
+        return SimpleNamespace(fcw=0x37F, fsw=0, ftwx=0, fpr=rows, xmm=rows, mxcsr=0x1F80)
 
 
 def machine(code: bytes = b"\x90" * 16, mode: str = "long", at: int = CODE) -> tuple[FakeVcpu, GuestMemory]:
