@@ -9,7 +9,7 @@ import sys
 import time
 
 from pyvmm.config import format_size, parse_duration
-from pyvmm.errors import BackendError, PyvmmError
+from pyvmm.errors import BackendError, PyvmmError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class RunningVerb:
             parser.add_argument("name", metavar="NAME", help="what the VM is called (pyvmm ps)")
         for flag, settings in self.options:
             parser.add_argument(flag, **settings)
-        self.run(parser.parse_args(argv))
+        self.run(parser.parse_intermixed_args(argv))
         return 0
 
 
@@ -149,7 +149,15 @@ def _resume(arguments: argparse.Namespace) -> None:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    """A line each, or JSON."""
+    """What the VM is, a line each, or a view of what is in it; or JSON."""
+    if arguments.what:
+        with _client(arguments) as client:
+            how = {"vcpu": arguments.cpu or 0, "physical": arguments.physical, "data": arguments.json}
+            sys.stdout.buffer.write(client.look(arguments.what, **how))
+        sys.stdout.buffer.flush()
+        return
+    if arguments.cpu is not None or arguments.physical:
+        raise UsageError("--cpu and --physical go with what to look at (pyvmm inspect NAME WHAT)")
     with _client(arguments) as client:
         found = client.ask("inspect")
     if arguments.json:
@@ -200,6 +208,11 @@ def attach(arguments: argparse.Namespace) -> None:
         Session(*client.attach(), escape=arguments.escape, name=arguments.name).run()
 
 
+VIEWS = (
+    "registers [all]; paging [ADDR]: a page-table walk; memory: what lies where; tables: GDT, LDT, IDT; devices; "
+    "queues; exits; dump ADDR [LEN]; disasm [ADDR] [N]; all. ADDR is a number, a register or a symbol, as 0x1000, rip, "
+    "rsp+16"
+)
 JSON = ("--json", {"action": "store_true", "help": "show it as JSON, in bytes and seconds"})
 _TIMEOUT = {"default": STOP_WAIT, "metavar": "TIME"}
 _ESCAPE = {"default": "^A", "metavar": "KEY", "help": "escape key on a terminal: ^A, ^], ... or none (default ^A)"}
@@ -216,7 +229,15 @@ RUNNING = {
         RunningVerb("kill", _end, "end a running VM at once"),
         RunningVerb("pause", _pause, "let a running VM stand still"),
         RunningVerb("resume", _resume, "let a paused VM run on"),
-        RunningVerb("inspect", inspect, "show what a running VM is", JSON),
+        RunningVerb(
+            "inspect",
+            inspect,
+            "show what a running VM is, or what is in it",
+            ("what", {"nargs": "*", "metavar": "WHAT", "help": VIEWS}),
+            ("--cpu", {"type": int, "metavar": "N", "help": "whose registers and page tables (default 0)"}),
+            ("--physical", {"action": "store_true", "help": "with dump: ADDR is guest-physical"}),
+            JSON,
+        ),
         RunningVerb("stat", stat, "show a running VM's exits, time and memory", JSON),
         RunningVerb("logs", logs, "show the last 64 KiB that a running VM's console has shown"),
         RunningVerb("attach", attach, "connect this terminal to a running VM's console", ("--escape", _ESCAPE)),

@@ -116,6 +116,20 @@ class Client:
         self.ask("attach")
         return self._connection, self._lines.rest()
 
+    def look(self, words: Sequence[str], *, vcpu: int = 0, physical: bool = False, data: bool = False) -> bytes:
+        """What a view of the VM shows (`pyvmm.debug.views`): lines of text, or with `data` JSON.
+
+        It is the connection's last answer. Raises what `ask` does.
+        """
+        self.ask("look", words=list(words), vcpu=vcpu, physical=physical, data=data)
+        found = bytearray(self._lines.rest())
+        try:
+            while piece := self._connection.recv(1 << 16):
+                found += piece
+        except OSError as error:
+            raise BackendError(f"{self.name}: {error or 'its answer has no end'}") from error
+        return bytes(found)
+
     def popen(
         self,
         args: Sequence[str],

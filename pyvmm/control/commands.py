@@ -113,6 +113,29 @@ def inspect(server: ControlServer) -> dict[str, Any]:
     }
 
 
+def look(
+    server: ControlServer, words: list[str], vcpu: int = 0, physical: bool = False, data: bool = False
+) -> Handover:
+    """What `words` ask for of `pyvmm.debug.views`, as text, or with `data` as JSON, to the end of the connection.
+
+    The guest stands still for the look alone, whether it runs, is paused or in a debugger's hands.
+    """
+    from pyvmm.control.told import Told
+    from pyvmm.debug import views
+
+    vm = _alive(server)
+    if not all(type(word) is str for word in words):
+        raise UsageError("look: words is no list of strings")
+    vm.symbol(0)  # reading a kernel's symbols takes its time: not while the guest waits
+    with vm.still():
+        if data:
+            text = json.dumps(views.look_data(vm, words, vcpu=vcpu, physical=physical), indent=2)
+        else:
+            text = "\n".join(views.look(vm, words, vcpu=vcpu, physical=physical))
+    found = text.encode() + b"\n"
+    return Handover({}, lambda client: Told(found, client))
+
+
 def stat(server: ControlServer) -> dict[str, Any]:
     """What the VM has done and what its process uses: seconds, and bytes of memory, the guest's among them."""
     import resource
@@ -248,6 +271,7 @@ def snapshot(server: ControlServer, path: str, base: str = "") -> dict[str, Any]
 
 COMMANDS = {
     "inspect": Command(inspect),
+    "look": Command(look, {"words": list, "vcpu": int, "physical": bool, "data": bool}, ("words",)),
     "stat": Command(stat),
     "pause": Command(pause),
     "resume": Command(resume),

@@ -137,9 +137,9 @@ def _msr_words(vm: Subject, index: int, value: int) -> str:
         words = bits.names(value, MISC_ENABLE)
     elif index == msrs.IA32_APIC_BASE:
         words = bits.names(value & 0xFFF, APIC_BASE)
-    elif index == msrs.SFMASK:
-        words = f"SYSCALL clears {bits.rflags_names(value) or 'nothing'}"
-    elif index == msrs.STAR:
+    elif index == msrs.SFMASK and value:
+        words = f"SYSCALL clears {bits.rflags_names(value)}"
+    elif index == msrs.STAR and value:
         words = f"SYSCALL loads CS {value >> 32 & 0xFFFC:#x}, SYSRET {(value >> 48) + 16 & 0xFFFF | 3:#x}"
     elif index == msrs.IA32_PAT:
         words = " ".join(MEMORY_TYPES.get(value >> at & 7, "?") for at in range(0, 64, 8))
