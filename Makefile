@@ -21,7 +21,7 @@ NATIVE_SOURCES := setup.py $(wildcard pyvmm/_native/*.py pyvmm/_native/*.c pyvmm
 	pyvmm/kvm/constants.py pyvmm/kvm/exits.py
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])
 
-.PHONY: help demo test-unit test soak conformance fuzz fuzz-native lint bench images clean
+.PHONY: help demo test-unit test soak conformance fuzz fuzz-native lint bench docs images clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -35,6 +35,7 @@ help:
 	@echo "make fuzz-native  libFuzzer on the data paths in C, until interrupted (needs clang)"
 	@echo "make lint       ruff, mypy --strict, the layers"
 	@echo "make bench      measure, print a table, write JSON and a plot"
+	@echo "make docs       build the site, the course in it, in build/site"
 	@echo "make images     build every small guest and Linux image into the cache"
 	@echo "make clean      remove what was built here (the cache of guest images stays)"
 
@@ -92,6 +93,13 @@ bench:
 	@$(SUBMAKE) $(DEVELOP) $(NATIVE)
 	@$(VENV)/bin/python -c 'import matplotlib' 2>/dev/null || $(VENV)/bin/python -m pip install -q -e '.[bench]' --no-build-isolation
 	@$(VENV)/bin/python -m bench $(ARGS)
+
+docs:
+	@scripts/tools.sh build
+	@$(SUBMAKE) $(INSTALLED)
+	@$(VENV)/bin/python -c 'import material' 2>/dev/null || $(VENV)/bin/python -m pip install -q -e '.[docs]' --no-build-isolation
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+	@echo "the site is in build/site (its search needs a server: python3 -m http.server -d build/site)"
 
 images:
 	@scripts/tools.sh linux

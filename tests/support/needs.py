@@ -106,6 +106,7 @@ REQUIREMENTS: dict[str, Check] = {
     "chromium": _program("chromium", "chromium-browser"),
     "capstone": _module("capstone"),
     "coverage": _module("coverage"),
+    "mkdocs": _module("material"),
     "tiny-image": _tiny_image,
     "mke2fs": _file("/usr/sbin/mke2fs", "e2fsprogs"),
     "busybox": _file("/bin/busybox", "busybox-static"),
