@@ -17,6 +17,7 @@ static u32 page[1024] __attribute__((aligned(4096)));           /* what the hand
 
 static u32 index_of(u64 address, int level) { return address >> (12 + 9 * (level - 1)) & 511; }
 
+/* [fault] */
 __attribute__((interrupt)) static void on_page_fault(UNUSED void *frame, u64 error)
 {
     u64 address;
@@ -30,6 +31,7 @@ __attribute__((interrupt)) static void on_page_fault(UNUSED void *frame, u64 err
     level2[index_of(address, 2)] = (u64)level1 | PRESENT | WRITABLE;
     __asm__ volatile("invlpg (%0)" ::"r"(address) : "memory");
 }
+/* [/fault] */
 
 void guest_main(void)
 {
