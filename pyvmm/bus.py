@@ -124,6 +124,7 @@ class Bus:
         "_places",
         "_table",
         "_unclaimed",
+        "changed",
         "limit",
         "name",
         "unclaimed_reads",
@@ -137,6 +138,8 @@ class Bus:
         self.name = name
         self.limit = limit
         self.unclaimed_reads = 0
+        self.changed: Callable[[int, int, BusDevice | None], None] | None = None
+        """Is told (base, length, device) of what was attached, and (base, 0, None) of what was detached."""
         self._unclaimed = 0
         self._places = places or Places()
         self._ignoring: dict[int, Window] = {}
@@ -178,6 +181,8 @@ class Bus:
             self._replace([*bases[:at], base, *bases[at:]], [*ranges[:at], (base, end, device), *ranges[at:]])
             self._place_ignored()
             self._place(base, device)
+        if self.changed is not None:
+            self.changed(base, length, device)
         if isinstance(device, Later):
             device.when_made(lambda made: self._exchange(base, device, made))
 
@@ -206,6 +211,8 @@ class Bus:
                 self._places.remove(base + window.offset)
             self._replace(bases[:at] + bases[at + 1 :], ranges[:at] + ranges[at + 1 :])
             self._place_ignored()
+        if self.changed is not None:
+            self.changed(base, 0, None)
 
     def _replace(self, bases: list[int], ranges: list[Range]) -> None:
         # In this order: `find` takes them in the other one, so no range of an older table gets into a newer dict.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyvmm.owndevices import OwnDevice
     from pyvmm.runloop import Outcome
     from pyvmm.slots import Slot
+    from pyvmm.trace.recorder import Tracer
     from pyvmm.virtio.balloon import VirtioBalloon
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.faults import FaultPlan
@@ -48,6 +49,7 @@ class Parts(Processors):
     _own: list[tuple[OwnDevice, int | None, int | None, int, int | None]]
     _slots: list[Slot]
     _started_at: float
+    _tracer: Tracer | None
     _virtio: VirtioDevices | None
 
     @property
@@ -165,7 +167,8 @@ class Parts(Processors):
         if irq is not None:
             from pyvmm.events import IrqLine
 
-            device.irq = IrqLine(lambda asserted: fd.irq_line(irq, asserted))
+            deliver = fd.irq_line if self._tracer is None else self._tracer.lines(fd.irq_line, device.name)
+            device.irq = IrqLine(lambda asserted: deliver(irq, asserted))
         if port is not None:
             machine.ports.attach(port, length, device)
         elif gpa is not None:

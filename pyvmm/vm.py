@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pyvmm.observe import Observer
     from pyvmm.slots import Slot
     from pyvmm.snapshot.restore import Restoring
+    from pyvmm.trace.recorder import Tracer
 
 LATER = (
     *(f"pyvmm.backends.{name}" for name in ("capture", "sink", "terminal")),
@@ -67,7 +68,8 @@ class VM(Endings, GuestParts):
     `kernel` and the keyword settings are those of `VmConfig` (or give `config`, ready made). `console` is a back-end
     of `pyvmm.backends`; by default output is kept in memory: `vm.console.output`. With `paused=True` the VM starts
     with its vCPUs standing still, so that own devices can be attached to `vm.machine` before `resume()`. `say(text)`
-    is told what a user should know while the VM runs, as that the guest seems stuck; from any thread.
+    is told what a user should know while the VM runs, as that the guest seems stuck; from any thread. `trace` names a
+    file in which the run is recorded (docs/trace.md); it is whole when the VM has been closed.
 
     `with VM(...)` raises what `start()` raises: KvmUnavailableError, LoadError, UsageError, KvmError, PyvmmError.
     """
@@ -81,6 +83,7 @@ class VM(Endings, GuestParts):
         observers: Sequence[Observer] = (),
         paused: bool = False,
         say: Callable[[str], None] | None = None,
+        trace: str | os.PathLike[str] | None = None,
         **settings: Any,
     ) -> None:
         if config is None:
@@ -98,6 +101,8 @@ class VM(Endings, GuestParts):
         self._control = Control()
         self._diagnosis = Diagnosis(config, say)
         self._say = say
+        self.trace = trace
+        self._tracer: Tracer | None = None
         self._transport = ""
         self._slots: list[Slot] = []
         self._virtio: VirtioDevices | None = None
@@ -120,6 +125,11 @@ class VM(Endings, GuestParts):
         self._started_at = 0.0
         self._ended_at = 0.0
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The folders of the snapshots that it comes from: what must not change while it runs."""
+        return tuple(self._origin.sources)
+
     @classmethod
     def restore(
         cls,
@@ -129,6 +139,7 @@ class VM(Endings, GuestParts):
         observers: Sequence[Observer] = (),
         paused: bool = False,
         say: Callable[[str], None] | None = None,
+        trace: str | os.PathLike[str] | None = None,
         **others: Any,
     ) -> Self:
         """A VM that goes on where the snapshot in the folder `path` was made; start it as any other.
@@ -139,7 +150,7 @@ class VM(Endings, GuestParts):
         from pyvmm.snapshot.restore import Restoring
 
         restoring = Restoring(path, **others)
-        vm = cls(config=restoring.config, console=console, observers=observers, paused=paused, say=say)
+        vm = cls(config=restoring.config, console=console, observers=observers, paused=paused, say=say, trace=trace)
         vm._origin = restoring
         vm._late = vm.config.agent
         vm._guest_closers.append(restoring.close)
@@ -179,6 +190,7 @@ class VM(Endings, GuestParts):
         observers: Sequence[Observer] = (),
         paused: bool = False,
         say: Callable[[str], None] | None = None,
+        trace: str | os.PathLike[str] | None = None,
         **others: Any,
     ) -> Self:
         """The VM that the file `path` describes; `others` are settings in place of what it says.
@@ -186,7 +198,7 @@ class VM(Endings, GuestParts):
         Raises UsageError, which names file and line; see `VmConfig.from_toml`.
         """
         config = VmConfig.from_toml(path, **others)
-        return cls(config=config, console=console, observers=observers, paused=paused, say=say)
+        return cls(config=config, console=console, observers=observers, paused=paused, say=say, trace=trace)
 
     # --- Lifecycle ---------------------------------------------------------------------------------------------
 
@@ -244,6 +256,7 @@ class VM(Endings, GuestParts):
 
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
+        tracer = self._trace()
         memory = self._allocate()
         self._fd = fd = create_vm(kvm)
         self._guest_closers.append(fd.close)
@@ -257,16 +270,19 @@ class VM(Endings, GuestParts):
             self._host_closers.append(self._virtio.close)
             self._virtio.open()
         self.load()
+        if tracer is not None:
+            tracer.phase("loaded")
+        interrupt = fd.irq_line if tracer is None else tracer.lines(fd.irq_line)
         ram = layout.ram_ranges(self.config.mem)
         hot = self._hot()
         ends, room = self._diagnosis.guest_ends, self.console.input_ready
-        self._machine = Machine(ram, fd.irq_line, self._output, ends, hot, room)
+        self._machine = Machine(ram, interrupt, self._output, ends, hot, room)
         for own in self._own:
             self._attach(*own)
         if self._virtio is not None:
             from pyvmm.wiring import wiring
 
-            self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd))
+            self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd, tracer))
         self._vcpus = self._origin.create_vcpus(kvm, fd, self.host)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
         adding.finish()
@@ -274,6 +290,20 @@ class VM(Endings, GuestParts):
         if hot is not None:
             for vcpu in self._vcpus:
                 vcpu.serve(hot)
+        if tracer is not None:
+            tracer.begin(self.config, self.host.module, self.machine, fd, self._vcpus)
+            for device in () if self._virtio is None else self._virtio.devices:
+                device.trace = tracer.queues(device)
+
+    def _trace(self) -> Tracer | None:
+        """What records the run, if that was asked for: its file is made now, and whole when all else is closed."""
+        if self.trace is not None:
+            from pyvmm.trace.recorder import Tracer
+
+            self._tracer = Tracer(os.fspath(self.trace), self._say)
+            self._host_closers.append(self._tracer.close)
+            self.listen(self._tracer.output)
+        return self._tracer
 
     def _hot(self) -> NativeHot | None:
         """What lets the run loop in C deal with accesses by itself; None where Python is to see them all."""
@@ -419,6 +449,8 @@ class VM(Endings, GuestParts):
         if outcome.reason in REPORTED and outcome.report is None:
             outcome.report = self._report(outcome)
         self._announce("ended")
+        if self._tracer is not None:
+            self._tracer.end(outcome)
 
     def _report(self, outcome: Outcome) -> CrashReport:
         return self._diagnosis.report(outcome)
@@ -426,6 +458,8 @@ class VM(Endings, GuestParts):
     def _announce(self, state: str) -> None:
         for observer in self._observers:
             observer.on_lifecycle(state)
+        if self._tracer is not None:
+            self._tracer.record("lifecycle", state=state)
 
 
 def _kept() -> Console:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyvmm.machine import Machine
     from pyvmm.pci.config import Function
     from pyvmm.slots import Slot
+    from pyvmm.trace.recorder import Tracer
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.mmio import VirtioMmio
     from pyvmm.virtio.pci import VirtioPci
@@ -37,19 +38,20 @@ if TYPE_CHECKING:
             """Close what was opened. The data planes have ended."""
 
 
-def wiring(transport: str, machine: Machine, vm: VmFd) -> Wiring:
-    """For "mmio" or "pci", in `machine`, whose interrupts and doorbells are `vm`'s."""
-    return PciWiring(machine, vm) if transport == "pci" else MmioWiring(machine, vm)
+def wiring(transport: str, machine: Machine, vm: VmFd, tracer: Tracer | None = None) -> Wiring:
+    """For "mmio" or "pci", in `machine`, whose interrupts and doorbells are `vm`'s. `tracer` records interrupts."""
+    return PciWiring(machine, vm, tracer) if transport == "pci" else MmioWiring(machine, vm, tracer)
 
 
 class MmioWiring:
     """Each device a page of registers, whose interrupt is an edge (`irqfd`)."""
 
-    __slots__ = ("_lines", "_machine", "_vm")
+    __slots__ = ("_lines", "_machine", "_tracer", "_vm")
 
-    def __init__(self, machine: Machine, vm: VmFd) -> None:
+    def __init__(self, machine: Machine, vm: VmFd, tracer: Tracer | None = None) -> None:
         self._machine = machine
         self._vm = vm
+        self._tracer = tracer
         self._lines: list[EventFd] = []
 
     def plug(self, slot: Slot, device: VirtioDevice) -> VirtioMmio:
@@ -57,7 +59,8 @@ class MmioWiring:
 
         line = EventFd()
         self._lines.append(line)
-        transport = VirtioMmio(device, line.signal, self._machine.hot.window(*INTERRUPT_WINDOW))
+        signal = line.signal if self._tracer is None else self._tracer.edge(line.signal, slot.name, slot.gsi)
+        transport = VirtioMmio(device, signal, self._machine.hot.window(*INTERRUPT_WINDOW))
         self._machine.mmio.attach(slot.gpa, LENGTH, transport)
         self._vm.irqfd(line.fd, slot.gsi)
         return transport
@@ -80,17 +83,31 @@ class PciWiring:
     The functions start as firmware leaves them: BARs point into the window, and nothing is decoded yet.
     """
 
-    __slots__ = ("_bridge", "_decoder", "_doorbells", "_lines", "_machine", "_routing", "_transports", "_vm", "_wires")
+    __slots__ = (
+        "_bridge",
+        "_decoder",
+        "_doorbells",
+        "_lines",
+        "_machine",
+        "_routing",
+        "_tracer",
+        "_transports",
+        "_vm",
+        "_wires",
+    )
 
-    def __init__(self, machine: Machine, vm: VmFd) -> None:
+    def __init__(self, machine: Machine, vm: VmFd, tracer: Tracer | None = None) -> None:
         from pyvmm.events import SharedLine
         from pyvmm.kvm.routing import Routing
         from pyvmm.pci.bridge import HostBridge
         from pyvmm.pci.decoder import Decoder
 
-        def level(gsi: int) -> Callable[[bool], None]:
-            return lambda asserted: vm.irq_line(gsi, asserted)
+        deliver = vm.irq_line if tracer is None else tracer.lines(vm.irq_line)
 
+        def level(gsi: int) -> Callable[[bool], None]:
+            return lambda asserted: deliver(gsi, asserted)
+
+        self._tracer = tracer
         self._machine = machine
         self._vm = vm
         self._routing = Routing(vm)
@@ -109,7 +126,8 @@ class PciWiring:
         assert slot.device is not None
         wires = MsiWires(self._vm, self._routing, len(device.queues) + 1)
         self._wires.append(wires)
-        transport = VirtioPci(device, wires, self._lines[slot.gsi].source())
+        carried = wires if self._tracer is None else self._tracer.messages(wires, slot.name)
+        transport = VirtioPci(device, carried, self._lines[slot.gsi].source())
         self._transports[slot.device] = transport
         function = transport.function
         gpa = slot.gpa

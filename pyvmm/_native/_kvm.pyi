@@ -146,6 +146,13 @@ class Lib:
     PYVMM_RING: int
     PYVMM_LOG: int
     PYVMM_RINGS: int
+    PYVMM_TRACE_EXIT: int
+    PYVMM_TRACE_WRITE: int
+    PYVMM_TRACE_BY_C: int
+    PYVMM_TRACE_OPEN: int
+    PYVMM_TRACE_MMIO: int
+    PYVMM_TRACE_ACCESS: int
+    PYVMM_TRACE_ROOM: int
 
 ffi: FFI
 lib: Lib
@@ -722,6 +729,14 @@ class pyvmm_access:
     kind: int
     seen: int
 
+class pyvmm_chunk:
+    magic: Array[int]
+    length: int
+    stream: int
+    lost: int
+    unused: Array[int]
+    records: Array[pyvmm_record]
+
 class pyvmm_entry:
     value: int
     offset: int
@@ -744,6 +759,20 @@ class pyvmm_place:
 class pyvmm_places:
     count: int
     place: Array[pyvmm_place]
+
+class pyvmm_record:
+    kind: int
+    flags: int
+    size: int
+    reason: int
+    count: int
+    t: int
+    run: int
+    handle: int
+    rip: int
+    address: int
+    value: int
+    tsc: int
 
 class pyvmm_ring:
     posted: int
@@ -768,6 +797,12 @@ class pyvmm_vcpu:
     logged: int
     port_accesses: int
     mmio_accesses: int
+    trace: Any
+    trace_room: int
+    traced: int
+    entered: int
+    open: Any
+    open_data: Any
     log: Array[pyvmm_access]
 
 class pyvmm_window:

@@ -72,7 +72,7 @@ def constants() -> dict[str, int]:
 def macros() -> dict[str, str]:
     """What the C sources take of the kernel's interface beside kvm_abi.h, which the compiler is told."""
     known = constants()
-    numbers = {name: str(known[name]) for name in ("KVM_EXIT_IO", "KVM_EXIT_IO_OUT", "KVM_EXIT_MMIO")}
+    numbers = {name: str(known[name]) for name in ("KVM_EXIT_IO", "KVM_EXIT_IO_OUT", "KVM_EXIT_MMIO", "KVM_EXIT_INTR")}
     return {"PYVMM_KVM_RUN": f"{request_numbers(abi())['KVM_RUN']:#x}UL", **numbers}
 
 

@@ -99,6 +99,40 @@ struct pyvmm_access {
     uint8_t seen;
 };
 
+#define PYVMM_TRACE_EXIT 1 /* the kind of a record */
+#define PYVMM_TRACE_WRITE 1 /* and its flags */
+#define PYVMM_TRACE_BY_C 2
+#define PYVMM_TRACE_OPEN 4 /* it has not been handled yet */
+#define PYVMM_TRACE_MMIO 8
+#define PYVMM_TRACE_ACCESS 16
+#define PYVMM_TRACE_ROOM 66 /* records that an exit takes at most: with a string's data, which fits the page */
+
+/* A record of a trace, which is a file (pyvmm/trace/spool.py has the same layout). Times are nanoseconds. */
+struct pyvmm_record {
+    uint8_t kind;  /* written last */
+    uint8_t flags;
+    uint8_t size;
+    uint8_t reason; /* KVM_EXIT_ */
+    uint32_t count;
+    uint64_t t; /* CLOCK_MONOTONIC, when KVM_RUN came back */
+    uint64_t run;
+    uint64_t handle;
+    uint64_t rip;
+    uint64_t address;
+    uint64_t value; /* up to 8 bytes of data; more stand in the records behind this one */
+    uint64_t tsc;
+};
+
+/* A piece of that file, mapped, for one vCPU. */
+struct pyvmm_chunk {
+    uint8_t magic[8];
+    uint32_t length;
+    uint32_t stream;
+    uint64_t lost; /* records for which there was no room */
+    uint8_t unused[40];
+    struct pyvmm_record records[];
+};
+
 /* One vCPU. */
 struct pyvmm_vcpu {
     int fd;
@@ -117,5 +151,11 @@ struct pyvmm_vcpu {
     uint32_t logged;
     uint64_t port_accesses; /* dealt with here */
     uint64_t mmio_accesses;
+    struct pyvmm_chunk *trace; /* NULL: nobody wants a trace */
+    uint32_t trace_room;       /* records that it has room for; 0: there will be no more */
+    uint32_t traced;
+    uint64_t entered; /* when KVM_RUN was called last */
+    struct pyvmm_record *open;
+    uint8_t *open_data; /* the data of its access, in the page */
     struct pyvmm_access log[PYVMM_LOG];
 };

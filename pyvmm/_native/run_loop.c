@@ -229,68 +229,170 @@ static int for_python(struct pyvmm_vcpu *vcpu, const struct pyvmm_hot *hot, int 
     return kind;
 }
 
-int pyvmm_serve(struct pyvmm_vcpu *vcpu)
+/* The access that is in the page. */
+struct found {
+    int kind; /* PYVMM_OTHER: there is none, or nothing that makes sense */
+    unsigned size;
+    uint32_t count;
+    uint64_t address;
+    uint8_t *data;
+};
+
+static inline struct found look(const struct pyvmm_vcpu *vcpu)
 {
     struct kvm_run *page = vcpu->page;
-    struct pyvmm_hot *hot = __atomic_load_n(&vcpu->hot, __ATOMIC_ACQUIRE);
-    uint64_t address;
-    uint32_t count = 1;
-    unsigned size;
-    uint8_t *data;
-    int is_write, kind, done;
+    struct found found = {.kind = PYVMM_OTHER, .count = 1};
 
     if (page->exit_reason == KVM_EXIT_IO) {
         struct kvm_run_io io = page->io;
 
-        address = io.port;
-        size = io.size;
-        count = io.count;
-        is_write = io.direction == KVM_EXIT_IO_OUT;
-        kind = is_write ? PYVMM_PORT_WRITE : PYVMM_PORT_READ;
-        if (size == 0 || size > 4 || count == 0 || io.data_offset > vcpu->page_size ||
-            (uint64_t)size * count > vcpu->page_size - io.data_offset)
-            return for_python(vcpu, hot, PYVMM_OTHER);
-        data = (uint8_t *)page + io.data_offset;
+        if (io.size == 0 || io.size > 4 || io.count == 0 || io.data_offset > vcpu->page_size ||
+            (uint64_t)io.size * io.count > vcpu->page_size - io.data_offset)
+            return found;
+        found.kind = io.direction == KVM_EXIT_IO_OUT ? PYVMM_PORT_WRITE : PYVMM_PORT_READ;
+        found.address = io.port;
+        found.size = io.size;
+        found.count = io.count;
+        found.data = (uint8_t *)page + io.data_offset;
     } else if (page->exit_reason == KVM_EXIT_MMIO) {
-        address = page->mmio.phys_addr;
-        size = page->mmio.len;
-        is_write = page->mmio.is_write;
-        kind = is_write ? PYVMM_MMIO_WRITE : PYVMM_MMIO_READ;
-        if (size == 0 || size > sizeof(page->mmio.data))
-            return for_python(vcpu, hot, PYVMM_OTHER);
-        data = page->mmio.data;
-    } else {
-        return for_python(vcpu, hot, PYVMM_OTHER);
+        if (page->mmio.len == 0 || page->mmio.len > sizeof(page->mmio.data))
+            return found;
+        found.kind = page->mmio.is_write ? PYVMM_MMIO_WRITE : PYVMM_MMIO_READ;
+        found.address = page->mmio.phys_addr;
+        found.size = page->mmio.len;
+        found.data = page->mmio.data;
     }
-    done = PYVMM_OTHER;
-    /* A string that the log has no room for is not traced whole: then Python sees it. */
-    if (hot && (!vcpu->tracing || count <= sizeof(vcpu->value) / size))
+    return found;
+}
+
+int pyvmm_serve(struct pyvmm_vcpu *vcpu)
+{
+    struct pyvmm_hot *hot = __atomic_load_n(&vcpu->hot, __ATOMIC_ACQUIRE);
+    struct found found = look(vcpu);
+    int kind = found.kind, done = PYVMM_OTHER;
+
+    if (kind == PYVMM_OTHER)
+        return for_python(vcpu, hot, PYVMM_OTHER);
+    /* A string that the log has no room for is not told of whole: then Python sees it. */
+    if (hot && (!vcpu->tracing || found.count <= sizeof(vcpu->value) / found.size))
         done = act(hot, kind <= PYVMM_PORT_READ ? __atomic_load_n(&hot->ports, __ATOMIC_ACQUIRE)
                                                 : __atomic_load_n(&hot->mmio, __ATOMIC_ACQUIRE),
-                   address, size, is_write, count, data);
+                   found.address, found.size, kind == PYVMM_PORT_WRITE || kind == PYVMM_MMIO_WRITE, found.count,
+                   found.data);
     if (done == PYVMM_SERVED) {
         if (kind <= PYVMM_PORT_READ)
             vcpu->port_accesses++;
         else
             vcpu->mmio_accesses++;
-        log_access(vcpu, kind, address, size, count, data);
+        log_access(vcpu, kind, found.address, found.size, found.count, found.data);
         return PYVMM_SERVED;
     }
-    if (count != 1)
+    if (found.count != 1)
         return for_python(vcpu, hot, PYVMM_OTHER) | done;
-    vcpu->address = address;
-    vcpu->size = size;
-    vcpu->data_at = (uint32_t)(data - (uint8_t *)page);
+    vcpu->address = found.address;
+    vcpu->size = found.size;
+    vcpu->data_at = (uint32_t)(found.data - (uint8_t *)vcpu->page);
     vcpu->value = 0;
-    memcpy(&vcpu->value, data, size);
+    memcpy(&vcpu->value, found.data, found.size);
     return for_python(vcpu, hot, kind) | done;
+}
+
+/* --- Tracing ------------------------------------------------------------------------------------------------------ */
+
+static uint64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+/* Data of an access that the record has no room for stands in whole records behind it. */
+static void keep_data(struct pyvmm_record *record, const uint8_t *data)
+{
+    size_t bytes = (size_t)record->size * record->count;
+
+    memcpy(bytes > sizeof(record->value) ? (void *)(record + 1) : (void *)&record->value, data, bytes);
+}
+
+/* The exit that was recorded last has been handled, by `flags`: an answer is in the page until KVM_RUN takes it. */
+static void trace_handled(struct pyvmm_vcpu *vcpu, uint8_t flags)
+{
+    struct pyvmm_record *record = vcpu->open;
+
+    if (!record)
+        return;
+    vcpu->open = NULL;
+    if ((record->flags & (PYVMM_TRACE_ACCESS | PYVMM_TRACE_WRITE)) == PYVMM_TRACE_ACCESS)
+        keep_data(record, vcpu->open_data);
+    record->handle = now() - record->t;
+    flags = (uint8_t)(flags | (record->flags & ~PYVMM_TRACE_OPEN));
+    __atomic_store_n(&record->flags, flags, __ATOMIC_RELEASE);
+}
+
+/* KVM_RUN is about to be called. Returns whether it may: not before there is room for what comes. */
+static int trace_enter(struct pyvmm_vcpu *vcpu)
+{
+    trace_handled(vcpu, 0);
+    if (vcpu->trace_room && vcpu->traced + PYVMM_TRACE_ROOM > vcpu->trace_room)
+        return 0;
+    vcpu->entered = now();
+    return 1;
+}
+
+/* KVM_RUN has come back with `result`. A killed process leaves what it has recorded: the kind is stored last. */
+static void trace_exit(struct pyvmm_vcpu *vcpu, int result)
+{
+    uint64_t t = now();
+    struct pyvmm_record *record;
+    struct found found = {.kind = PYVMM_OTHER};
+    uint64_t bytes;
+
+    if (vcpu->traced + PYVMM_TRACE_ROOM > vcpu->trace_room) {
+        vcpu->trace->lost++;
+        return;
+    }
+    record = &vcpu->trace->records[vcpu->traced++];
+    record->reason = KVM_EXIT_INTR;
+    if (result == 0 || result == -EFAULT)
+        record->reason = vcpu->page->exit_reason > UINT8_MAX ? UINT8_MAX : (uint8_t)vcpu->page->exit_reason;
+    record->flags = PYVMM_TRACE_OPEN;
+    record->t = t;
+    record->run = t - vcpu->entered;
+    record->rip = vcpu->sync_regs ? vcpu->page->s.regs.regs.rip : 0;
+    record->tsc = __builtin_ia32_rdtsc();
+    if (result == 0)
+        found = look(vcpu);
+    bytes = (uint64_t)found.size * found.count;
+    if (found.kind != PYVMM_OTHER && bytes <= (PYVMM_TRACE_ROOM - 1) * sizeof(*record)) {
+        record->flags |= PYVMM_TRACE_ACCESS;
+        if (found.kind > PYVMM_PORT_READ)
+            record->flags |= PYVMM_TRACE_MMIO;
+        record->address = found.address;
+        record->size = (uint8_t)found.size;
+        record->count = found.count;
+        if (bytes > sizeof(record->value))
+            vcpu->traced += (uint32_t)((bytes + sizeof(*record) - 1) / sizeof(*record));
+        vcpu->open_data = found.data;
+        if (found.kind == PYVMM_PORT_WRITE || found.kind == PYVMM_MMIO_WRITE) {
+            record->flags |= PYVMM_TRACE_WRITE;
+            keep_data(record, found.data);
+        }
+    }
+    vcpu->open = record;
+    __atomic_store_n(&record->kind, PYVMM_TRACE_EXIT, __ATOMIC_RELEASE);
 }
 
 int pyvmm_vcpu_run(struct pyvmm_vcpu *vcpu)
 {
-    int result = pyvmm_run(vcpu->fd, &vcpu->runner, vcpu->signal_number);
+    int result;
 
+    if (vcpu->trace && !trace_enter(vcpu))
+        return PYVMM_NO_EXIT;
+    result = pyvmm_run(vcpu->fd, &vcpu->runner, vcpu->signal_number);
     for (;;) {
+        if (vcpu->trace)
+            trace_exit(vcpu, result);
         if (result < 0) {
             if (result == -EFAULT) /* which may be an exit, KVM_EXIT_MEMORY_FAULT */
                 log_entry(vcpu)->seen = 1;
@@ -299,6 +401,11 @@ int pyvmm_vcpu_run(struct pyvmm_vcpu *vcpu)
         result = pyvmm_serve(vcpu);
         if (result != PYVMM_SERVED)
             return result;
+        if (vcpu->trace) {
+            trace_handled(vcpu, PYVMM_TRACE_BY_C);
+            if (!trace_enter(vcpu))
+                return PYVMM_NO_EXIT;
+        }
         if (vcpu->tracing && vcpu->logged - __atomic_load_n(&vcpu->told, __ATOMIC_RELAXED) >= PYVMM_LOG - 1)
             return PYVMM_NO_EXIT;
         /* The thread is the one that pyvmm_run has written down. */

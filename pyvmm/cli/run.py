@@ -126,6 +126,11 @@ class Run:
 
             refuse_input("--report", values["report"], self.config)
             self.report = ReportFile(values["report"])
+        self.trace: str | None = values.get("trace")
+        if self.trace is not None:
+            refuse_input("--trace", self.trace, self.config)
+            others = {"--console": path if kind == "file" else "", "--report": values.get("report", "")}
+            refuse_output("--trace", self.trace, others)
         self.vm: VM | None = None
         self._control: ControlServer | None = None
         self._began = time.monotonic()
@@ -225,7 +230,7 @@ class Run:
         """The VM, which is not started yet."""
         from pyvmm.vm import VM
 
-        return VM(config=self.config, console=self.console, say=log.warn)
+        return VM(config=self.config, console=self.console, say=log.warn, trace=self.trace)
 
     def _listen(self, vm: VM) -> None:
         """Let other programs talk to the VM. If that cannot be, it is an error where the user has given it a name."""
@@ -358,6 +363,13 @@ def refuse_input(option: str, path: str, config: VmConfig) -> None:
     for part in (config.kernel, config.initrd, config.symbols, *(disk.path for disk in config.disks)):
         if part and os.path.exists(path) and os.path.exists(part) and os.path.samefile(path, part):
             raise UsageError(f"{option}: {path} is read by this VM and would be overwritten")
+
+
+def refuse_output(option: str, path: str, others: dict[str, str]) -> None:
+    """Raises UsageError if `path`, which `option` is about to write, is what one of `others` writes, by its option."""
+    for other, written in others.items():
+        if written and os.path.realpath(written) == os.path.realpath(path):
+            raise UsageError(f"{option}: {path} is written by {other} too")
 
 
 def make_config(arguments: Arguments) -> VmConfig:

@@ -6,6 +6,8 @@ given.
 
 from __future__ import annotations
 
+import os
+
 from pyvmm.cli.options import FLAG, OPTIONAL, Option, split_commas
 from pyvmm.cli.progress import LEVELS
 from pyvmm.config import (
@@ -58,6 +60,13 @@ def _single(text: str) -> str:
     if others:
         raise UsageError(f"unknown sub-option {others[0]!r} (a comma in a path is written twice)")
     return value
+
+
+def _file(text: str) -> str:
+    path = _single(text)
+    if not path or os.path.isdir(path):
+        raise UsageError(f"{path!r} is no name of a file")
+    return path
 
 
 def _several_of(choices: Sequence[str]) -> Callable[[str], list[str]]:
@@ -276,6 +285,13 @@ RUN = (
     Option("user", "with -- CMD: the guest's user that it runs as, a name or number (default root)", metavar="USER"),
     Option("verbose", "with -- CMD: show the guest's console on standard error", short="v", kind=FLAG),
     Option("report", "write how the run ended to FILE, as JSON", metavar="FILE"),
+    Option(
+        "trace",
+        "record every exit, access, queue event and interrupt in FILE: JSON lines, or for .json what Perfetto opens "
+        "(docs/trace.md)",
+        metavar="FILE",
+        convert=_file,
+    ),
     Option("stats", "show exits, time and memory on standard error at the end", kind=FLAG),
     Option("dry-run", "load the kernel, show what is placed where, and end", kind=FLAG),
     Option(

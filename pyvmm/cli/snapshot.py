@@ -31,7 +31,21 @@ USAGE = """usage: pyvmm snapshot create [--base PATH] NAME PATH
        pyvmm snapshot restore [options] PATH
        pyvmm snapshot inspect [--verify] [--json] PATH"""
 WORDS = {
-    *("console", "disk", "escape", "help", "log", "name", "net", "report", "stats", "stuck", "timeout", "vsock"),
+    *(
+        "console",
+        "disk",
+        "escape",
+        "help",
+        "log",
+        "name",
+        "net",
+        "report",
+        "stats",
+        "stuck",
+        "timeout",
+        "trace",
+        "vsock",
+    ),
 }
 RESTORE = [option for option in RUN if option.name in WORDS]
 """Options of `pyvmm run` that have a meaning for a VM that has booted long since."""
@@ -97,10 +111,14 @@ class Restored(Run):
 
             others["net"] = networks(values["net"], [])
         self._restored = VM.restore(arguments.positional[0], say=log.warn, **others)
+        folder = os.path.dirname(os.path.realpath(values.get("trace", "/")))
+        if any(folder == os.path.realpath(source) for source in self._restored.sources):
+            raise UsageError(f"--trace: {values['trace']} is among the files of the snapshot")
         return self._restored.config
 
     def _make_vm(self) -> VM:
         self._restored.console = self.console
+        self._restored.trace = self.trace
         return self._restored
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from pyvmm.kvm.hot import NativeHot
     from pyvmm.kvm.served import Tell
     from pyvmm.kvm.stats import StatsFd
+    from pyvmm.kvm.tracing import Chunks, Tracing
     from pyvmm.kvm.vm import VmFd
 
 _REASON = offsetof("struct kvm_run", "exit_reason")
@@ -103,6 +104,7 @@ class VcpuFd(VcpuState):
         "_page",
         "_runner",
         "_tell",
+        "_tracing",
         "_watched",
         "index",
     )
@@ -117,6 +119,7 @@ class VcpuFd(VcpuState):
         self._hot: NativeHot | None = None
         self._tell: Tell | None = None
         self._debugged = self._watched = False
+        self._tracing: Tracing | None = None
         self._page: Any = None
         self._context: _kvm.pyvmm_vcpu = ffi.new("struct pyvmm_vcpu *", {"fd": fd})
         # The kernel's id of the thread that ran this vCPU last.
@@ -175,6 +178,8 @@ class VcpuFd(VcpuState):
                 kind &= _KIND
             if kind != _NO_EXIT:
                 return kind
+            if self._tracing is not None:
+                self._tracing.go_on()
             kind = lib.pyvmm_vcpu_run(self._context)
 
     def _other(self) -> Exit:
@@ -287,10 +292,20 @@ class VcpuFd(VcpuState):
             self._choose()
             return
         self._tell = tell
-        if not self._context.tracing and self.vm.check_extension(KVM_CAP_SYNC_REGS) & KVM_SYNC_X86_REGS:
+        self._sync_rip()
+        self._context.tracing = 1
+
+    def trace(self, chunks: Chunks) -> None:
+        """Have the helper record every exit in the pieces of a file that `chunks` gives. Before the first `run()`."""
+        from pyvmm.kvm.tracing import Tracing
+
+        self._sync_rip()
+        self._tracing = Tracing(self._context, chunks)
+
+    def _sync_rip(self) -> None:
+        if not self._context.sync_regs and self.vm.check_extension(KVM_CAP_SYNC_REGS) & KVM_SYNC_X86_REGS:
             self._u64("kvm_valid_regs", self._context.page.kvm_valid_regs | KVM_SYNC_X86_REGS)
             self._context.sync_regs = 1
-        self._context.tracing = 1
 
     def guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
         """As VcpuState's; while the guest is debugged every access is an exit."""
@@ -357,6 +372,8 @@ class VcpuFd(VcpuState):
         """Unmap, then close. Nobody may be in `run()`."""
         self._runner[0] = 0
         self._context.fd = -1
+        if self._tracing is not None:
+            self._tracing.close()
         try:
             if self._page is not None:
                 page, self._page = self._page, None

@@ -60,5 +60,5 @@ def write(path: str, form: str, records: Iterable[Record]) -> None:
         except OSError:
             pass
         if isinstance(error, OSError):
-            raise BackendError(error.errno, f"{path} cannot be written: {error.strerror}") from None
+            raise BackendError(f"{path} cannot be written: {error.strerror}") from None
         raise

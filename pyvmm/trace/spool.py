@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MAGIC = b"PYVMMTR1"
 CHUNK = Struct("<8sIIQ40x")
 """The head of a chunk: MAGIC, its length in bytes with this head, its stream, and how many records were lost since."""
+LOST_AT, LOST = 16, Struct("<Q")
+"""Where in the head that number is."""
 RECORD = Struct("<BBBBIQQQQQQQ")
 """kind, flags, size, reason, count, t, run, handle, rip, address, value, tsc. What they mean depends on the kind."""
 SIZE = RECORD.size

@@ -74,6 +74,8 @@ class VirtioDevice(Stateful):
     queue_sizes: Sequence[int] = ()
     faults: Any = None
     """A plan of faults on purpose (`pyvmm.virtio.faults`), or None."""
+    trace: Any = None
+    """What records the use of the queues (`pyvmm.trace`), or None."""
     native = True
     """Whether C may serve the queues, as far as it can (pyvmm.virtio.native); otherwise Python does it all."""
     paused = False
@@ -246,6 +248,8 @@ class VirtioDevice(Stateful):
 
     def serve_unless_broken(self, index: int) -> None:
         """Serve queue `index` if it may be served; a broken ring makes the device ask for a reset."""
+        if self.trace is not None:
+            self.trace.notify(index)
         with self.plane:
             queue = self.queues[index]
             if self.live and queue.ready and not self.paused:
@@ -258,10 +262,15 @@ class VirtioDevice(Stateful):
         """Do `work(*arguments)`, which uses queues, tell the driver what is due; a broken ring makes the device want a
         reset.
         """
+        trace = self.trace
+        if trace is not None:
+            trace.begin(self)
         try:
             work(*arguments)
         except QueueError as error:
             self.fail(str(error))
+        if trace is not None:
+            trace.end(self)
         for queue in self.queues:
             self.tell(queue)
 
@@ -295,6 +304,8 @@ class VirtioDevice(Stateful):
 
     def interrupt(self, queue: Virtqueue) -> None:
         """Tell the driver, which wants to know."""
+        if self.trace is not None:
+            self.trace.interrupt(queue)
         if self.notifications is not None:
             self.notifications.used_buffer(queue.index)
 

@@ -169,6 +169,11 @@ class Virtqueue:
             return None
         return first & 0xFFFF
 
+    @property
+    def positions(self) -> tuple[int, int]:
+        """How many chains have been taken and how many given back since it was enabled, each modulo 2^16."""
+        return self._next_avail, self._next_used
+
     # --- Taking chains ------------------------------------------------------------------------------------------------
 
     @property
