@@ -22,13 +22,14 @@ def make_console(
     text: str,
     *,
     quit: Callable[[], None],
-    state: Callable[[], str],
+    look: Callable[[str], str],
     say: Callable[[str], None],
     escape: int | None = CTRL_A,
+    stdin: int = 0,
 ) -> StdioConsole | PtyConsole | FileConsole | UnixConsole:
     """The back-end that `text` names, nothing opened yet. Raises UsageError.
 
-    `quit`, `state`, `say` and `escape` are those of StdioConsole.
+    `quit`, `look`, `say`, `escape` and `stdin` are those of StdioConsole.
     """
     kind, colon, path = text.partition(":")
     if kind in ("file", "unix") and not path:
@@ -48,5 +49,5 @@ def make_console(
     if kind == "stdio" and not colon:
         from pyvmm.backends.stdio import StdioConsole
 
-        return StdioConsole(escape=escape, quit=quit, state=state, say=say)
+        return StdioConsole(escape=escape, quit=quit, look=look, say=say, stdin=stdin)
     raise UsageError(f"unknown console {text!r} (expected stdio, pty, file:PATH or unix:PATH)")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN = 300
 """Milliseconds between two looks whether a shell has brought us to the foreground."""
+LEND_WAIT = 1.0
+"""Seconds without progress after which output that nobody reads keeps nobody from the terminal."""
 TYPE_AHEAD = 1 << 20
 """Bytes typed or pasted that wait for the guest at most. As long as there is room, the escape key is heard."""
 
@@ -30,8 +32,9 @@ TYPE_AHEAD = 1 << 20
 class StdioConsole(StreamConsole):
     """Standard input and output as a console.
 
-    `quit()` is called when the user leaves by the escape key, `state()` returns the text that the user asked for,
-    `say(text)` shows text of the VMM to the user. `failure` is the errno that ended output, or 0.
+    `quit()` is called when the user leaves by the escape key, `look(command)` returns the text that the user asked for
+    by one of the other keys (see `terminal.COMMANDS`), `say(text)` shows text of the VMM to the user. `failure` is the
+    errno that ended output, or 0.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class StdioConsole(StreamConsole):
         *,
         escape: int | None = CTRL_A,
         quit: Callable[[], None],
-        state: Callable[[], str],
+        look: Callable[[str], str],
         say: Callable[[str], None],
         stdin: int = 0,
         stdout: int = 1,
@@ -49,11 +52,11 @@ class StdioConsole(StreamConsole):
         self._escape = escape
         self._filter: EscapeFilter | None = None
         self._quit = quit
-        self._state = state
+        self._look = look
         self._say = say
         self._stdin = stdin
         self._stdout = stdout
-        self._ended = False
+        self._ended = self._lent = False
         self._last = b""
         self._link: Link | None = None
         self._first = threading.Lock()
@@ -99,9 +102,28 @@ class StdioConsole(StreamConsole):
         if self.terminal is not None:
             self.terminal.restore()
 
+    def lend(self) -> None:
+        """Leave terminal and standard input to somebody else, on a line of its own, until `take_back()`."""
+        self.drain(LEND_WAIT)
+        self._lent = True
+        if self.terminal is not None:
+            self.terminal.leave()
+        if self._pump is not None:
+            self._pump.wake()
+        if self.leave_line():
+            os.write(self._stdout, b"\n")
+
+    def take_back(self) -> None:
+        """Have them again. Raises BackendError if the terminal cannot be set."""
+        self._lent = False
+        if self._pump is not None and not self._closed:
+            if self.terminal is not None:
+                self.terminal.enter()
+            self._pump.wake()
+
     def resumed(self) -> None:
         """The process goes on after a stop (SIGCONT), and a shell has had the terminal meanwhile: take it again."""
-        if self.terminal is not None and self._pump is not None:
+        if self.terminal is not None and self._pump is not None and not self._lent:
             self._take_terminal(self.terminal)
             self._pump.wake()
 
@@ -117,6 +139,8 @@ class StdioConsole(StreamConsole):
         return self.terminal is not None and self.terminal.raw
 
     def _watch(self) -> tuple[int, int | None]:
+        if self._lent:
+            return -1, None
         if self.terminal is not None:
             # In the background a read would stop the whole process (SIGTTIN). No signal says when that is over.
             if not self.terminal.foreground():
@@ -132,6 +156,8 @@ class StdioConsole(StreamConsole):
             self._ended = True  # the terminal has gone
 
     def _ready(self) -> None:
+        if self._lent:
+            return
         try:
             data = os.read(self._stdin, 4096)
         except BlockingIOError:
@@ -151,8 +177,8 @@ class StdioConsole(StreamConsole):
                 self._quit()
             elif command == "h" and self._filter is not None:
                 self._say(self._filter.help())
-            else:
-                self._say(self._state())
+            elif text := self._look(command):
+                self._say(text)
 
     def _broken(self, errno: int) -> None:
         self.failure = errno

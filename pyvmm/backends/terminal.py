@@ -19,9 +19,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-HELP = """\
+QUIT, HELP, STATE = "q", "h", "s"
+COMMANDS = {b"xX": QUIT, b"hH?": HELP, b"sS": STATE, **{bytes((c, c - 0x20)): chr(c) for c in b"rpmtd"}}
+"""What follows the escape key, and the command that it is: a letter."""
+HELP_TEXT = """\
 {key} X         end the run
-{key} S         show the state of the machine
+{key} S         show the state of the machine; with --shell: have it stand still for the prompt
+{key} R         show the registers of vCPU 0
+{key} P         show the page-table walk of its RIP
+{key} M         show what lies where in memory
+{key} T         show its descriptor tables
+{key} D         show the registers of the devices
 {key} {key}  send {key} to the guest
 {key} H or ?    show this help"""
 
@@ -51,15 +59,16 @@ class EscapeFilter:
     A key that is no command after the escape key is sent to the guest together with it: nothing typed is lost.
     """
 
-    __slots__ = ("_escaped", "_key")
+    __slots__ = ("_commands", "_escaped", "_key")
 
-    def __init__(self, key: int | None = CTRL_A) -> None:
-        """`key` is the escape key's byte, or None to let everything through."""
+    def __init__(self, key: int | None = CTRL_A, commands: str = "".join(COMMANDS.values())) -> None:
+        """`key` is the escape key's byte, or None to let everything through. `commands` are those there are."""
         self._key = key
+        self._commands = {byte: letter for keys, letter in COMMANDS.items() if letter in commands for byte in keys}
         self._escaped = False
 
     def feed(self, data: bytes) -> tuple[bytes, str]:
-        """What of `data` is for the guest, and the commands in it, a letter each: q(uit), h(elp), s(tate)."""
+        """What of `data` is for the guest, and the commands in it, a letter each (see COMMANDS)."""
         if self._key is None or not (self._escaped or self._key in data):
             return data, ""
         passed, commands = bytearray(), ""
@@ -73,19 +82,15 @@ class EscapeFilter:
             self._escaped = False
             if byte == self._key:
                 passed.append(byte)
-            elif byte in b"xX":
-                commands += "q"
-            elif byte in b"hH?":
-                commands += "h"
-            elif byte in b"sS":
-                commands += "s"
+            elif byte in self._commands:
+                commands += self._commands[byte]
             else:
                 passed += bytes((self._key, byte))
         return bytes(passed), commands
 
     def help(self) -> str:
         """The commands, a line each."""
-        return "" if self._key is None else HELP.format(key=key_name(self._key))
+        return "" if self._key is None else HELP_TEXT.format(key=key_name(self._key))
 
 
 class Terminal:
@@ -130,24 +135,33 @@ class Terminal:
             try:
                 if self._saved is None:
                     self._saved = termios.tcgetattr(self._fd)
+                    atexit.unregister(self.restore)
                     atexit.register(self.restore)
                 termios.tcsetattr(self._fd, termios.TCSANOW, self._raw_settings(self._saved))
             except termios.error as error:
                 raise BackendError(f"cannot set the terminal: {error.args[-1]}") from None
 
+    def leave(self) -> None:
+        """Put the settings back, for now."""
+        with self._lock:
+            self._put_back()
+
     def restore(self) -> None:
         """Put the settings back; enter() does nothing any more."""
         with self._lock:
             self._over = True
-            saved, self._saved = self._saved, None
-            if saved is None or not self.foreground():
-                return
-            import termios
+            self._put_back()
 
-            try:
-                termios.tcsetattr(self._fd, termios.TCSANOW, saved)
-            except termios.error:
-                pass  # the terminal is gone
+    def _put_back(self) -> None:
+        saved, self._saved = self._saved, None
+        if saved is None or not self.foreground():
+            return
+        import termios
+
+        try:
+            termios.tcsetattr(self._fd, termios.TCSANOW, saved)
+        except termios.error:
+            pass  # the terminal is gone
 
     def _raw_settings(self, settings: list[Any]) -> list[Any]:
         import termios as t

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 
-from pyvmm.backends.terminal import EscapeFilter, Terminal, key_name, parse_escape
+from pyvmm.backends.terminal import HELP, QUIT, EscapeFilter, Terminal, key_name, parse_escape
 from pyvmm.cli.progress import log
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ class Session:
         self._early = early
         self._name = name
         self._key = parse_escape(escape)
-        self._filter = EscapeFilter(self._key)
+        self._filter = EscapeFilter(self._key, QUIT + HELP)
         self._terminal: Terminal | None = None
         self._left = False
 
@@ -90,9 +90,9 @@ class Session:
         except ConnectionError:
             return False  # the end follows
         for command in commands:
-            if command == "q":
+            if command == QUIT:
                 self._left = True
-            elif command == "h" and self._key is not None:
+            elif command == HELP and self._key is not None:
                 key = key_name(self._key)
                 log.say(f"{key} X     leave; the VM runs on\n{key} {key}  send {key} to the guest")
         return True

@@ -116,7 +116,7 @@ class CommandRun(Run):
         self.env = variables(values.get("env", []))
         self.user: str = values.get("user", "")
         self._lacking = ""
-        self.passing = Passing(signals, escape=values.get("escape"), quit=self._quit, state=self._state)
+        self.passing = Passing(signals, escape=values.get("escape"), quit=self._quit, look=self._look)
         super().__init__(arguments, signals)
         self.files: GuestFiles | None = values["files"]
 

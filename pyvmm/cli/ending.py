@@ -148,6 +148,24 @@ def dry_run_text(loaded: LoadedKernel, config: VmConfig, found: Sequence[Slot] =
     return "\n".join(lines)
 
 
+LOOKS = {"r": "registers", "p": "paging", "m": "memory", "t": "tables", "d": "devices"}
+"""The views that the escape key and a letter show."""
+
+
+def look_text(vm: VM, command: str) -> str:
+    """What the escape key and the key of `command` show; the VM stands still for the moment that it takes to look."""
+    if command not in LOOKS:
+        return state_text(vm)
+    from pyvmm.debug import views
+
+    vm.symbol(0)  # reading a kernel's symbols takes its time: not while the guest waits
+    try:
+        with vm.still():
+            return "\n".join(views.look(vm, [LOOKS[command]]))
+    except PyvmmError as error:
+        return str(error)
+
+
 def state_text(vm: VM) -> str:
     """One screen about a VM, which stands still for the moment that it takes to look."""
     from pyvmm.debug.state import MP_STATES, capture

@@ -61,11 +61,19 @@ def _run(name: str, command: list[str], env: dict[str, str], values: dict[str, A
             left = True
             client.hang_up()
 
-        def state() -> str:
-            return f"{' '.join(command)}, in {name}"
+        def look(key: str) -> str:
+            from pyvmm.cli.ending import LOOKS
+
+            if key not in LOOKS:
+                return f"{' '.join(command)}, in {name}"
+            try:
+                with Client(name) as other:
+                    return other.look([LOOKS[key]]).decode()
+            except PyvmmError as error:
+                return str(error)
 
         signals.on_end(lambda number: client.hang_up())
-        passing = Passing(signals, escape=values.get("escape"), quit=leave, state=state)
+        passing = Passing(signals, escape=values.get("escape"), quit=leave, look=look)
         signals.at_once = passing.restore
         terminal = passing.terminal(env)
         try:

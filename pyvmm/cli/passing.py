@@ -57,7 +57,7 @@ class Passing:
 
     escape  the escape key's name, or None for the usual one
     quit    called, on any thread, where the user leaves by it
-    state   the text that it shows
+    look    what it shows, by the command (see `terminal.COMMANDS`)
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Passing:
         *,
         escape: str | None = None,
         quit: Callable[[], None],
-        state: Callable[[], str],
+        look: Callable[[str], str],
     ) -> None:
         self._signals = signals
         self._escape = escape
         self._quit = quit
-        self._state = state
+        self._look = look
         self._terminal: Terminal | None = None
         self._process: GuestProcess | None = None
         self._moved = 0.0
@@ -154,7 +154,7 @@ class Passing:
                     if command == "q":
                         self._quit()
                     else:
-                        log.say(keys.help() if command == "h" else self._state())
+                        log.say(keys.help() if command == "h" else self._look(command))
             process.stdin.close()
         except (PyvmmError, BrokenPipeError):
             pass  # it does not want it all, or has ended

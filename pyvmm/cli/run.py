@@ -152,7 +152,7 @@ class Run:
             values.get("console", "stdio"),
             escape=escape,
             quit=self._quit,
-            state=self._state,
+            look=self._look,
             say=log.say,
         )
 
@@ -276,10 +276,11 @@ class Run:
         if self.vm is not None:
             self.vm.stop(Outcome("quit", 0, "ended by the escape key"))
 
-    def _state(self) -> str:
-        from pyvmm.cli.ending import state_text
+    def _look(self, command: str) -> str:
+        """What the escape key and a letter ask for."""
+        from pyvmm.cli.ending import look_text
 
-        return state_text(self.vm) if self.vm is not None else "the machine does not run yet"
+        return look_text(self.vm, command) if self.vm is not None else "the machine does not run yet"
 
     # --- When it has ended -------------------------------------------------------------------------------------------
 

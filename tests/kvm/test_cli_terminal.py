@@ -144,6 +144,24 @@ def test_help_and_state_are_shown_below_what_the_guest_wrote(run):
     assert session.end() == 1
 
 
+def test_the_keys_of_the_views_show_them_and_the_guest_goes_on(run):
+    session = run(ECHO, stderr=None)
+    wait_for(session.raw, "raw mode")
+    for key, shown in (
+        (b"r", b"vcpu 0: real mode"),
+        (b"P", b"`- gpa 0x7c"),
+        (b"m", b"RAM, memory slot 0"),
+        (b"T", b"interrupt vectors of real mode"),
+        (b"d", b"THRE TEMT"),
+    ):
+        session.type(b"\x01" + key)
+        assert b"\n" not in session.see(b"pyvmm: ", shown).replace(b"\r\n", b"")
+        session.type(b"goes on")
+        session.see(b"goes on")
+    session.type(b"q")
+    assert session.end() == 1
+
+
 def test_state_shows_every_vcpu_and_the_guest_goes_on(run):
     session = run(ECHO, "--cpus", "3")
     wait_for(session.raw, "raw mode")

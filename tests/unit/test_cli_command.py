@@ -65,7 +65,7 @@ class Around:
         run.command, run.env, run.user, run.values, run.files = words, {"A": "b"}, "", {}, None
         run.signals = SimpleNamespace(forward=None)
         run._lacking = ""
-        run.passing = Passing(run.signals, quit=lambda: None, state=str)
+        run.passing = Passing(run.signals, quit=lambda: None, look=str)
         self.fds = []
         for name in ("STDIN", "STDOUT", "STDERR"):
             ends = os.pipe()

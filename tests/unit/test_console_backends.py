@@ -29,7 +29,7 @@ from pyvmm.errors import BackendError, PyvmmError, TimeLimitError, UsageError
 from tests.support.cli import FakeLink, wait_for
 
 
-def state() -> str:
+def look(command: str) -> str:
     return "all is well"
 
 
@@ -40,7 +40,7 @@ class Stdio:
         self.quits = 0
         self.said: list[str] = []
         self.link = link
-        self.console = StdioConsole(quit=self.quit, state=state, say=self.said.append, stdin=stdin, stdout=stdout)
+        self.console = StdioConsole(quit=self.quit, look=look, say=self.said.append, stdin=stdin, stdout=stdout)
         self.console.start(link)
 
     def quit(self) -> None:
@@ -567,7 +567,7 @@ def test_send_gives_up_in_time(capture, link):
 
 def test_each_console_has_its_spelling():
     def made(text: str) -> object:
-        return make_console(text, quit=lambda: None, state=state, say=lambda text: None)
+        return make_console(text, quit=lambda: None, look=look, say=lambda text: None)
 
     assert isinstance(made("stdio"), StdioConsole) and isinstance(made("pty"), PtyConsole)
     file, unix = made("file:/a:b"), made("unix:c")
