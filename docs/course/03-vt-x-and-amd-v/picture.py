@@ -7,8 +7,8 @@ def draw():
     d = Drawing(
         "Root and non-root mode",
         "Left, root mode: pyvmm in ring 3 and KVM in ring 0. Right, non-root mode: the guest's programs in ring 3 and "
-        "its kernel in ring 0. A VM entry leads from KVM to the guest, a VM exit back. Both are governed by the VMCS or "
-        "VMCB, which holds the guest's state, what shall exit, and why it exited.",
+        "its kernel in ring 0. A VM entry leads from KVM to the guest, a VM exit back. Both are governed by the VMCS "
+        "or VMCB, which holds the guest's state, what shall exit, and why it exited.",
     )
     d.box(10, 10, 240, 190, "root mode", kind="host", top=True)
     pyvmm = d.box(60, 48, 170, 50, "pyvmm", sub="ring 3", kind="vmm")
