@@ -23,6 +23,7 @@ void guest_main(u32 magic, void *info)
     set_up_queue(queue.device, &queue, 0);
     start(queue.device);
     want_interrupts(&queue, 0);
+    /* [batch] */
     for (u32 i = 0; i < BUFFERS; i++) {
         queue.table[i] = (struct descriptor){ (u64)(unsigned long)buffers[i], BYTES, F_WRITE, 0 };
         submit(&queue, i);
@@ -31,6 +32,7 @@ void guest_main(u32 magic, void *info)
     while (used < BUFFERS)
         if (take(&queue, &length) >= 0)
             used++;
+    /* [/batch] */
     put_decimal(used), put(" buffers used, notifications sent: "), put_decimal(queue.notifications), put("\n");
     done();
 }

@@ -14,13 +14,17 @@ static void request(const char *name, u32 type, u32 sector)
 {
     u32 length;
     header.type = type, header.sector = sector, status = POISON;
+    /* [chain] */
     queue.table[0] = (struct descriptor){ (u64)&header, sizeof header, F_NEXT, type == READ ? 1 : 2 };
     queue.table[1] = (struct descriptor){ (u64)data, SECTOR, F_NEXT | F_WRITE, 2 };
     queue.table[2] = (struct descriptor){ (u64)&status, 1, F_WRITE, 0 };
-    submit(&queue, 0), notify(&queue);
+    submit(&queue, 0);
+    notify(&queue);
+    /* [/chain] */
     while (take(&queue, &length) < 0)
         __asm__ volatile("pause");
-    put(name), put(": status "), put_decimal(status), put(", bytes written "), put_decimal(length), put("\n");
+    put(name), put(": status "), put_decimal(status);
+    put(", bytes written "), put_decimal(length), put("\n");
 }
 
 void guest_main(u32 magic, void *info)
@@ -33,7 +37,11 @@ void guest_main(u32 magic, void *info)
     if (!queue.device)
         fail("no disk (--disk FILE gives one)", 1);
     negotiate(queue.device, FEATURE(BLK_F_FLUSH));
-    set_up_queue(queue.device, &queue, 0), start(queue.device);
-    request("read", READ, sector), request("flush", FLUSH, 0);
-    put("data: "), put((char *)data), done();
+    set_up_queue(queue.device, &queue, 0);
+    start(queue.device);
+    request("read", READ, sector);
+    request("flush", FLUSH, 0);
+    put("data: ");
+    put((char *)data);
+    done();
 }

@@ -42,12 +42,14 @@ void guest_main(u32 magic, void *info)
     for (u32 i = 0; i < (u32)(trampoline_end - trampoline); i++)
         ((volatile u8 *)TRAMPOLINE)[i] = trampoline[i];
 
+    /* [wake] */
     *lapic(LAPIC_SPURIOUS) = LAPIC_SOFTWARE_ENABLE | 0xff;
     send_to_others(INIT);
     wait_10ms();
     send_to_others(STARTUP | TRAMPOLINE >> 12);
     wait_10ms();
     send_to_others(STARTUP | TRAMPOLINE >> 12);         /* for those that missed it; the others ignore it */
+    /* [/wake] */
 
     count(*lapic(LAPIC_ID) >> 24);
     for (u32 i = 0; i < 500 && finished < cpus; i++)            /* five seconds at most */
