@@ -40,8 +40,10 @@ void guest_main(u32 magic, void *info)
     set_up_queue(queue.device, &queue, 0);
     start(queue.device);
     request("read", READ, sector);
-    request("flush", FLUSH, 0);
+    if (queue.device->features & FEATURE(BLK_F_FLUSH))
+        request("flush", FLUSH, 0);
     put("data: ");
     put((char *)data);
+    put("\n");
     done();
 }
