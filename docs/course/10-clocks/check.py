@@ -16,7 +16,7 @@ def check_kvmclock(work):
         return f"at the record's own TSC value it is {plain}, not the record's time, 5,000,000,000"
     later = kvmclock(record(), 3_000_000)
     if later != 5_001_000_000:
-        return f"2,000,000 cycles later, at half a nanosecond a cycle (mul 0x80000000), it is {later}, not 5,001,000,000"
+        return f"2,000,000 cycles later, at half a nanosecond each (mul 0x80000000), it is {later}, not 5,001,000,000"
     left = kvmclock(record(shift=2), 1_000_100)
     if left != 5_000_000_200:
         return f"100 cycles with a shift of 2 are 400, times a half 200 ns: not {left - 5_000_000_000}"
@@ -40,7 +40,12 @@ def check_counter(work):
         (9_999_000, 11932, 2, "9.999 ms are 11,930 ticks, which leaves 2"),
         (10_000_000, 11932, 1, "10 ms are 11,931 ticks, which leaves 1: mode 2 does not count to 0"),
         (10_000_500, 11932, 11932, "after the reload value's ticks it begins again"),
-        (3_600_000_000_000, 11932, 11932 - 3600 * 1193182 % 11932, "after an hour it is wrong: is there a float in it?"),
+        (
+            3_600_000_000_000,
+            11932,
+            11932 - 3600 * 1193182 % 11932,
+            "after an hour it is wrong: is a float in it?",
+        ),
         (0, 65536, 0, "65,536 does not fit into 16 bits, and reads as 0"),
         (1_000, 65536, 65535, "one tick after 65,536 it is 65,535"),
         (5_000, 1, 1, "with the reload value 1 it is always 1"),
@@ -59,8 +64,8 @@ def check_calibrate(work):
         return f"26,000,000 cycles in 10 ms are 2,600,000 kHz, not {quiet}"
     found = calibrate([(10, 35_671_480), (10, 26_083_564), (10, 148_555_430), (10, 26_063_570)])
     if found != 2_606_357:
-        return f"of the rounds with 35, 26.08, 148 and 26.06 million cycles in 10 ms you make {found} kHz: who was stopped?"
+        return f"of rounds with 35, 26.08, 148 and 26.06 million cycles in 10 ms you make {found} kHz: who was stopped?"
     mixed = calibrate([(50, 131_000_000), (10, 27_000_000), (20, 52_200_000)])
     if mixed != 2_610_000:
-        return f"rounds may be of different length: 52.2 million cycles in 20 ms were the least disturbed, not {mixed} kHz"
+        return f"rounds differ in length: 52.2 million cycles in 20 ms were the least disturbed, not {mixed} kHz"
     return ""

@@ -16,14 +16,16 @@ def supported():
     ]
 
 
-def check_filter(work):
+def check_cpuid_of(work):
     given = supported()
     found = work.exercise.cpuid_of(given, 3, 4)
     if found is None:
         return "cpuid_of() returns nothing yet"
     if given != supported():
         return "what KVM supports was changed itself: the next CPU starts from there, so work on copies"
-    if [(one.function, one.index, one.flags) for one in found] != [(one.function, one.index, one.flags) for one in given]:
+    if [(one.function, one.index, one.flags) for one in found] != [
+        (one.function, one.index, one.flags) for one in given
+    ]:
         return "there are not the same leaves, in the same order, with the same index and flags"
     if (found[0], found[2]) != (given[0], given[2]):
         return "another leaf than 1 was changed"
@@ -70,7 +72,7 @@ class Vcpu(ScriptedVcpu):
         self.outcomes[-1] = "refused"
 
 
-def check_msr(work):
+def check_serve(work):
     script = [
         (Rdmsr(LIMIT, 2), 0, "LIMIT is 0 at first"),
         (Wrmsr(LIMIT, 2, 0xDEADBEEF), "nothing", "a write to LIMIT that is in order succeeds without an answer"),

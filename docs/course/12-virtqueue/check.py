@@ -82,7 +82,9 @@ def check_pop(work):
     for number in range(SIZE):
         found = pop(driver.memory, driver.queue)
         if found is None or found[0] != (3 * number) % SIZE:
-            return f"the index goes from 65533 to 5 with {SIZE} chains: number {number} should be head {3 * number % SIZE}"
+            return (
+                f"the index goes from 65533 to 5 with {SIZE} chains: number {number} should be head {3 * number % SIZE}"
+            )
     if pop(driver.memory, driver.queue) is not None or driver.queue.next_available != 5:
         return f"after 65535 comes 0: next_available should be 5, not {driver.queue.next_available}"
     return broken_rings(work, pop)
@@ -153,7 +155,7 @@ def check_push(work):
     return ""
 
 
-def check_notify(work):
+def check_must_notify(work):
     must_notify = work.exercise.must_notify
     cases = [
         (0, 1, 0, True, "entry 0 was waited for, and is done"),

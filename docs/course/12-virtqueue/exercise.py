@@ -1,7 +1,7 @@
 """Lesson 12: the virtqueue, from the device's side. `pyvmm lesson check 12` tells what is still wrong.
 
-`memory` is the guest's: memory.read(gpa, length) gives bytes, memory.write(gpa, data) stores them, and read_u16, read_u32,
-read_u64, write_u16 and write_u32 take (gpa) or (gpa, value); all little-endian. Outside of RAM they raise
+`memory` is the guest's: memory.read(gpa, length) gives bytes, memory.write(gpa, data) stores them, and read_u16,
+read_u32, read_u64, write_u16 and write_u32 take (gpa) or (gpa, value); all little-endian. Outside of RAM they raise
 GuestMemoryError.
 
 A queue (virtio 1.3, 2.7):

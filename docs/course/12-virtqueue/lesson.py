@@ -41,7 +41,7 @@ def ring():
     size, table, available, used = (dict(writes)[name] for name in PLACES)
     print("descriptor table")
     for gpa, length, flags, following in iter_unpack("<QIHH", memory[table : table + 4 * 16]):
-        print(f"  buffer at {gpa:#x}, {length} bytes, flags {flags}, next {following}: {memory[gpa : gpa + length].hex()}")
+        print(f"  buffer at {gpa:#x}, {length} bytes, flags {flags}, next {following}: 0x{memory[gpa : gpa + 8].hex()}")
     flags, index, *heads = unpack("<6H", memory[available : available + 12])
     print(f"available ring: flags {flags}, index {index}, heads {heads}, of {size} entries")
     flags, index = unpack("<2H", memory[used : used + 4])

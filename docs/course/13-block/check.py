@@ -37,7 +37,7 @@ def send(work, disk, kind, sector=0, data=b"", room=0, piece=0):
 
 
 def expect(work, what, disk, status, used, holds=None, *, kind, **request):
-    """"" or what is wrong with one request."""
+    """ "" or what is wrong with one request."""
     piece = request.get("piece")
     name = f"{NAMES.get(kind, f'type {kind}')} {what}" + (f", cut into pieces of {piece} bytes" if piece else "")
     found = send(work, disk, kind, **request)
@@ -71,7 +71,9 @@ def check_request(work):
     wrong = (
         expect(work, "of the first sector behind the end", disk, 1, 0, untouched, kind=IN, sector=SECTORS, room=512)
         or expect(work, "of two sectors, the second behind the end", disk, 1, 0, kind=IN, sector=SECTORS - 1, room=1024)
-        or expect(work, "of sector 2**55, whose byte is 2**64", disk, 1, 0, untouched, kind=IN, sector=1 << 55, room=512)
+        or expect(
+            work, "of sector 2**55, whose byte is 2**64", disk, 1, 0, untouched, kind=IN, sector=1 << 55, room=512
+        )
         or expect(work, "of half a sector", disk, 1, 0, kind=IN, room=256)
         or expect(work, "with data to read", disk, 1, 0, untouched, kind=IN, data=b"x" * 512, room=512)
         or expect(work, "behind the end", disk, 1, 1, kind=OUT, sector=SECTORS, data=b"y" * 512)
@@ -96,7 +98,7 @@ def check_request(work):
     )
 
 
-def check_cut(work):
+def check_after_power_cut(work):
     cut = work.exercise.after_power_cut
     write, flush = (lambda sector, data: ("write", sector, data)), ("flush",)
     cases = [

@@ -26,8 +26,8 @@ def request(chain, disk):
         FLUSH    calls disk.flush(), and is IOERR if that raises OSError
         GET_ID   fills 20 bytes with the identity and zeroes behind it
         others   UNSUPP
-    IOERR is what does not lie wholly on the disk, is not a whole number of sectors, writes to a read-only disk, is an OUT
-    with room for data or an IN with data to read, or a GET_ID with other than 20 bytes of room. It changes nothing.
+    IOERR is what does not lie wholly on the disk, is not a whole number of sectors, writes to a read-only disk, is an
+    OUT with room for data or an IN with data to read, or a GET_ID with other than 20 bytes of room. It changes nothing.
     The used length is all writable bytes if the room for data was filled (or is none), else 0.
     Every chain has at least 16 readable bytes and one writable.
     """
@@ -37,8 +37,8 @@ def request(chain, disk):
 def after_power_cut(log, sector, before):
     """What may be found in `sector` after a power cut: a set of data.
 
-    `log` has what the device has completed, in order: ("write", sector, data) and ("flush",). Each request was sent when
-    the one before was completed. `before` is what the sector held at the beginning, which is stable.
+    `log` has what the device has completed, in order: ("write", sector, data) and ("flush",). Each request was sent
+    when the one before was completed. `before` is what the sector held at the beginning, which is stable.
     """
     ...
 
