@@ -21,7 +21,7 @@ def precopy(guest, send, limit, rounds):
 
 
 def give(vm, path):
-    """Leave in the folder `path` all that `take` needs to go on with `vm`, which runs. It must not run any more here."""
+    """Leave in the folder `path` all that `take` needs to go on with `vm`, which runs. Here it must run no more."""
     ...
 
 
