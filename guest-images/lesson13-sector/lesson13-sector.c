@@ -42,8 +42,6 @@ void guest_main(u32 magic, void *info)
     request("read", READ, sector);
     if (queue.device->features & FEATURE(BLK_F_FLUSH))
         request("flush", FLUSH, 0);
-    put("data: ");
-    put((char *)data);
-    put("\n");
+    put("data: "), put((char *)data), put("\n");
     done();
 }

@@ -36,11 +36,8 @@ class Ports(Observer):
 # Boots Linux to its end, and says what it has spent its exits on.
 def boot():
     with linux(observers=[Ports()]) as vm:
-        print(
-            f"ended by {vm.wait().reason} after {vm.stats.seconds:.1f} s, {sum(vm.stats.exits.values())} exits, of these",
-            end=" ",
-        )
-        print(sum(vm.vcpus[0].served().values()), "in C alone")
+        reason, exits, in_c = vm.wait().reason, sum(vm.stats.exits.values()), sum(vm.vcpus[0].served().values())
+        print(f"ended by {reason} after {vm.stats.seconds:.1f} s, {exits} exits, of these {in_c} in C alone")
     for (port, what), count in Ports.counts.most_common(4):
         print(f"{count:8} {what:6} port {port:#x}")
 
