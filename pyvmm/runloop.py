@@ -229,9 +229,13 @@ class VcpuLoop:
             if isinstance(exit, InternalError) and self._repair is not None and self._repair(self.vcpu, exit):
                 self.completed[exit.completed] += 1
             else:
-                self._control.end(judge(exit))
+                self._fail(judge(exit))
         for observer in self._observers:
             observer.on_exit(self.vcpu.index, exit)
+
+    def _fail(self, outcome: Outcome) -> None:
+        """The guest cannot go on."""
+        self._control.end(outcome)
 
     def _string(self, exit: Pio) -> None:
         if exit.is_write:

@@ -13,7 +13,7 @@ from pyvmm.errors import UsageError, VcpuStuckError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pyvmm.runloop import Outcome, Vcpu
 
@@ -32,12 +32,15 @@ class Control:
     __slots__ = (
         "_errands",
         "_holds",
+        "_kept",
         "_leaving",
         "_vcpus",
         "attention",
         "condition",
         "live",
         "on_end",
+        "on_moving",
+        "on_still",
         "outcome",
         "parked",
         "pausing",
@@ -53,10 +56,14 @@ class Control:
         self.live = 0
         self._errands: dict[int, Callable[[], None]] = {}
         self._holds = 0
+        self._kept: frozenset[int] = frozenset()
         self._leaving = 0
         self._vcpus: Sequence[Vcpu] = ()
         self.on_end: Callable[[], None] | None = None
         """Called by the last vCPU thread of an ended run, with every vCPU standing still."""
+        self.on_still: Callable[[], None] | None = None
+        self.on_moving: Callable[[], None] | None = None
+        """Called under the lock when every vCPU has come to stand still, and before the first one sets off again."""
 
     def steer(self, vcpus: Sequence[Vcpu]) -> None:
         """Take charge of `vcpus`, each about to get a thread."""
@@ -94,6 +101,23 @@ class Control:
             except VcpuStuckError:
                 self.release()
                 raise
+
+    def hold_soon(self) -> None:
+        """`hold_still` without the wait: a vCPU's own thread may ask for it. `await_still` waits, `release` undoes."""
+        with self.condition:
+            self._holds += 1
+            self._request()
+
+    def await_still(self, timeout: float = STUCK_AFTER) -> None:
+        """After `hold_soon`: return when every vCPU stands still, or the run has ended. Raises VcpuStuckError."""
+        with self.condition:
+            self._await(lambda: self.outcome is not None or self.parked >= self.live, timeout)
+
+    def keep(self, indices: Iterable[int]) -> None:
+        """While every vCPU stands still: these, and no others, go on standing when the last hold is released."""
+        with self.condition:
+            self._kept = frozenset(indices)
+            self.condition.notify_all()
 
     def release(self) -> None:
         """The back-end can take output again, the look is over: one hold less."""
@@ -188,13 +212,21 @@ class Control:
         """Called by a vCPU's own thread, its state whole: wait while asked to. False means the run has ended."""
         with self.condition:
             self.parked += 1
+            if self.parked == self.live and self.on_still is not None:
+                self.on_still()
             self.condition.notify_all()
-            while self.outcome is None and (self.pausing or self._holds > 0) and vcpu.index not in self._errands:
+            while self._stands(vcpu.index):
                 self.condition.wait()
+            if self.parked == self.live and self.on_moving is not None and self.outcome is None:
+                self.on_moving()
             self.parked -= 1
             # Under the lock, so that no kick falls between the last look at the requests and this.
             vcpu.immediate_exit = False
             return self.outcome is None
+
+    def _stands(self, index: int) -> bool:
+        asked = self.pausing or self._holds > 0 or index in self._kept
+        return asked and self.outcome is None and index not in self._errands
 
     def thread_ended(self) -> None:
         """Called by a vCPU's own thread as the last thing it does."""

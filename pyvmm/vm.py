@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pyvmm.attach import VirtioDevices
     from pyvmm.boot import LoadedKernel
     from pyvmm.consolelink import Console
+    from pyvmm.debug.gdb.server import GdbServer
     from pyvmm.debug.report import CrashReport
     from pyvmm.kvm.host import Host
     from pyvmm.kvm.hot import NativeHot
@@ -58,6 +59,8 @@ LATER = (
     *("pyvmm.registers", "pyvmm.state"),
 )
 """Modules that a guest which is soon over has no use for."""
+LIMIT_AGAIN = 0.5
+"""Seconds between two looks whether a VM that a debugger has stopped is still within its time limit."""
 REPORTED = ("crash", "time-limit", "stuck", "panic")
 """Outcomes that deserve a crash report."""
 
@@ -69,7 +72,9 @@ class VM(Endings, GuestParts):
     of `pyvmm.backends`; by default output is kept in memory: `vm.console.output`. With `paused=True` the VM starts
     with its vCPUs standing still, so that own devices can be attached to `vm.machine` before `resume()`. `say(text)`
     is told what a user should know while the VM runs, as that the guest seems stuck; from any thread. `trace` names a
-    file in which the run is recorded (docs/trace.md); it is whole when the VM has been closed.
+    file in which the run is recorded (docs/trace.md); it is whole when the VM has been closed. With `gdb`, a port (0 is
+    any that is free, True 1234) or "unix:PATH", the vCPUs stand until a debugger that connects there lets them go:
+    `vm.gdb.address` (docs/debugging.md).
 
     `with VM(...)` raises what `start()` raises: KvmUnavailableError, LoadError, UsageError, KvmError, PyvmmError.
     """
@@ -84,6 +89,7 @@ class VM(Endings, GuestParts):
         paused: bool = False,
         say: Callable[[str], None] | None = None,
         trace: str | os.PathLike[str] | None = None,
+        gdb: str | int | bool | None = None,
         **settings: Any,
     ) -> None:
         if config is None:
@@ -103,6 +109,11 @@ class VM(Endings, GuestParts):
         self._say = say
         self.trace = trace
         self._tracer: Tracer | None = None
+        self.gdb: GdbServer | None = None
+        if gdb is not None and gdb is not False:
+            from pyvmm.debug.gdb.server import GdbServer
+
+            self.gdb = GdbServer(gdb, say)
         self._transport = ""
         self._slots: list[Slot] = []
         self._virtio: VirtioDevices | None = None
@@ -121,6 +132,7 @@ class VM(Endings, GuestParts):
         self._vcpus: tuple[VcpuFd, ...] = ()
         self._origin: Booting | Restoring = Booting(config)
         self._late = False
+        self._timer: threading.Timer | None = None
         self._process = 0
         self._started_at = 0.0
         self._ended_at = 0.0
@@ -140,6 +152,7 @@ class VM(Endings, GuestParts):
         paused: bool = False,
         say: Callable[[str], None] | None = None,
         trace: str | os.PathLike[str] | None = None,
+        gdb: str | int | bool | None = None,
         **others: Any,
     ) -> Self:
         """A VM that goes on where the snapshot in the folder `path` was made; start it as any other.
@@ -150,7 +163,9 @@ class VM(Endings, GuestParts):
         from pyvmm.snapshot.restore import Restoring
 
         restoring = Restoring(path, **others)
-        vm = cls(config=restoring.config, console=console, observers=observers, paused=paused, say=say, trace=trace)
+        vm = cls(
+            config=restoring.config, console=console, observers=observers, paused=paused, say=say, trace=trace, gdb=gdb
+        )
         vm._origin = restoring
         vm._late = vm.config.agent
         vm._guest_closers.append(restoring.close)
@@ -191,6 +206,7 @@ class VM(Endings, GuestParts):
         paused: bool = False,
         say: Callable[[str], None] | None = None,
         trace: str | os.PathLike[str] | None = None,
+        gdb: str | int | bool | None = None,
         **others: Any,
     ) -> Self:
         """The VM that the file `path` describes; `others` are settings in place of what it says.
@@ -198,7 +214,7 @@ class VM(Endings, GuestParts):
         Raises UsageError, which names file and line; see `VmConfig.from_toml`.
         """
         config = VmConfig.from_toml(path, **others)
-        return cls(config=config, console=console, observers=observers, paused=paused, say=say, trace=trace)
+        return cls(config=config, console=console, observers=observers, paused=paused, say=say, trace=trace, gdb=gdb)
 
     # --- Lifecycle ---------------------------------------------------------------------------------------------
 
@@ -254,6 +270,9 @@ class VM(Endings, GuestParts):
         from pyvmm.kvm import Kvm
         from pyvmm.kvm.assembly import add_memory, create_vm
 
+        if self.gdb is not None:
+            self._host_closers.append(self.gdb.close)
+            self.gdb.open()
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
         tracer = self._trace()
@@ -317,15 +336,19 @@ class VM(Endings, GuestParts):
 
     def _spawn(self) -> None:
         ports, mmio = self.machine.ports, self.machine.mmio
+        make: Callable[..., VcpuLoop] = VcpuLoop
+        if self.gdb is not None:
+            make = self._debugged(self.gdb)
         self.loops = tuple(
-            VcpuLoop(vcpu, ports, mmio, self._control, self._observers, self._repair(), self.machine.hot.drain)
+            make(vcpu, ports, mmio, self._control, self._observers, self._repair(), self.machine.hot.drain)
             for vcpu in self._vcpus
         )
         if self._hooks is not None:
             for loop in self.loops:
                 loop.observe(self._hooks)
         self._control.on_end = self._ended
-        self._control.pausing = self._control.attention = self._paused
+        if self._paused:
+            self._control.pausing = self._control.attention = True
         self._host_closers.append(self.console.close)
         self.console.start(self._console_link())
         self._started_at = time.monotonic()
@@ -353,9 +376,10 @@ class VM(Endings, GuestParts):
                 self._control.thread_ended()
             raise
         if self.config.timeout is not None:
-            timer = threading.Timer(self.config.timeout, self._time_limit)
-            threads.start(timer)
-            self._host_closers.append(timer.cancel)
+            self._limit_time(self.config.timeout)
+            self._host_closers.append(self._lift_limit)
+        if self.gdb is not None:
+            self.gdb.start()
         if not self._paused:
             self._catch_up()
 
@@ -420,6 +444,18 @@ class VM(Endings, GuestParts):
 
     # --- Inside ------------------------------------------------------------------------------------------------
 
+    def _debugged(self, gdb: GdbServer) -> Callable[..., VcpuLoop]:
+        """Let `gdb` have the VM, whose threads have not started; what makes a vCPU's loop then."""
+
+        def quiet(still: bool) -> None:
+            if self._virtio is not None and still:
+                self._virtio.pause()
+            elif self._virtio is not None and not self._control.pausing:
+                self._virtio.resume()
+
+        gdb.begin(self, self._control, self.host.debug, quiet)
+        return gdb.loop
+
     def _virtio_output(self, data: bytes) -> None:
         """What the guest wrote to its other consoles before it comes first, though the loop in C may still have it."""
         self.machine.hot.drain()
@@ -436,7 +472,21 @@ class VM(Endings, GuestParts):
         self._host_closers.append(self._diagnosis.stop)
         self._diagnosis.begin(self.loaded, self._control, self.loops, self._vcpus, self._fd, self.machine, self.memory)
 
+    def _limit_time(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._time_limit)
+        threads.start(self._timer)
+
+    def _lift_limit(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
     def _time_limit(self) -> None:
+        assert self.config.timeout is not None
+        if self.gdb is not None:
+            left = self._started_at + self.config.timeout + self.gdb.stood - time.monotonic()
+            if left > 0 and not self._control.over:
+                self._limit_time(max(left, LIMIT_AGAIN))
+                return
         detail = f"the time limit of {self.config.timeout:g} s was reached"
         self._control.end(Outcome("time-limit", STATUS_TIME_LIMIT, detail))
 
@@ -444,6 +494,8 @@ class VM(Endings, GuestParts):
         """On the last vCPU's thread: every vCPU stands still, nothing has been closed."""
         self._ended_at = time.monotonic()
         self.machine.hot.drain()
+        if self.gdb is not None:
+            self.gdb.ended()
         assert self._control.outcome is not None
         self._control.outcome = outcome = self._diagnosis.judge(self._control.outcome)
         if outcome.reason in REPORTED and outcome.report is None:

@@ -230,7 +230,7 @@ class Run:
         """The VM, which is not started yet."""
         from pyvmm.vm import VM
 
-        return VM(config=self.config, console=self.console, say=log.warn, trace=self.trace)
+        return VM(config=self.config, console=self.console, say=log.warn, trace=self.trace, gdb=self.values.get("gdb"))
 
     def _listen(self, vm: VM) -> None:
         """Let other programs talk to the VM. If that cannot be, it is an error where the user has given it a name."""

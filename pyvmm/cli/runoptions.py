@@ -89,6 +89,13 @@ def _device(reader: str) -> Callable[[str], object]:
     return convert
 
 
+def _gdb(text: str) -> object:
+    from pyvmm.debug.gdb.server import parse_where
+
+    parse_where(text)
+    return text
+
+
 def escape_key(text: str) -> object:
     """The name of an escape key, checked. Raises UsageError."""
     from pyvmm.backends.terminal import parse_escape
@@ -284,6 +291,13 @@ RUN = (
     ),
     Option("user", "with -- CMD: the guest's user that it runs as, a name or number (default root)", metavar="USER"),
     Option("verbose", "with -- CMD: show the guest's console on standard error", short="v", kind=FLAG),
+    Option(
+        "gdb",
+        "wait for gdb before the first instruction: target remote :1234 (docs/debugging.md)",
+        kind=OPTIONAL,
+        metavar="PORT|unix:PATH",
+        convert=_gdb,
+    ),
     Option("report", "write how the run ended to FILE, as JSON", metavar="FILE"),
     Option(
         "trace",

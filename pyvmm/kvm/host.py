@@ -152,6 +152,42 @@ class Quirks:
                 yield name, sentence
 
 
+INT3, INT1 = 0xCC, 0xF1
+"""Instructions of one byte that stop a processor (SDM volume 2A, INT n/INTO/INT3/INT1)."""
+
+
+class DebugAbilities:
+    """What KVM_SET_GUEST_DEBUG can do on a host: for each ability the rings, of 0 and 3, in which it works.
+
+    step       single steps
+    hardware   execution breakpoints in debug registers
+    watch      data watchpoints in debug registers
+    planted    a planted instruction comes to user space: as an exit for it, or as one that KVM refuses
+    trap       which one is planted: INT3; where KVM's emulator runs ring 0, INT1, which it refuses in every mode,
+               whereas it does what INT3 says in real mode
+    real_trap  the one for real mode
+    """
+
+    __slots__ = ("hardware", "planted", "real_trap", "step", "trap", "watch")
+
+    def __init__(
+        self,
+        step: tuple[int, ...] = (0, 3),
+        hardware: tuple[int, ...] = (0, 3),
+        watch: tuple[int, ...] = (0, 3),
+        planted: tuple[int, ...] = (0, 3),
+        *,
+        trap: int = INT3,
+        real_trap: int = INT3,
+    ) -> None:
+        self.step = step
+        self.hardware = hardware
+        self.watch = watch
+        self.planted = planted
+        self.trap = trap
+        self.real_trap = real_trap
+
+
 _PVM = {
     "ring0_emulated": (
         "Ring 0 and real mode run in KVM's instruction emulator, at one to four million instructions a second; ring 3 "
@@ -202,11 +238,12 @@ class Host:
 
     module         "intel", "amd" or "pvm" for /sys/module/kvm_*; another such module's name; "" where none shows
     quirks         what is different here
+    debug          what of debugging works here; `pyvmm doctor` tries it out
     without        CPU features that a guest is better off without here (names of `cpufeatures`)
     linux_options  words that a Linux guest needs on its command line here
     """
 
-    __slots__ = ("_view", "linux_options", "module", "quirks", "without")
+    __slots__ = ("_view", "debug", "linux_options", "module", "quirks", "without")
 
     def __init__(self, view: HostView | None = None) -> None:
         """Look at the host; a few look-ups in /sys, no guest, no /dev/kvm."""
@@ -214,13 +251,17 @@ class Host:
         self.module = backing_module(view)
         self.without: tuple[str, ...] = ()
         self.linux_options: tuple[str, ...] = ()
+        self.debug = DebugAbilities()
         sentences: dict[str, str] = {}
         if self.module == "pvm":
             sentences = _PVM
             self.without = _PVM_WITHOUT
             self.linux_options = _PVM_LINUX_OPTIONS
+            self.debug = DebugAbilities((0,), (0,), (), (0,), trap=INT1, real_trap=INT1)
         elif self.module in ("intel", "amd"):
             sentences = _hardware_quirks(view, self.module)
+            if "real_mode_emulated" in sentences:
+                self.debug = DebugAbilities(real_trap=INT1)
         self.quirks = Quirks(**sentences)
 
     @property

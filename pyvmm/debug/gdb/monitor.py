@@ -1,0 +1,63 @@
+"""gdb's `monitor`: commands in words about the VM, answered in lines of text.
+
+Imports its neighbours and the views of debug. What changes how a connection works is here, what shows the VM there.
+"""
+
+from __future__ import annotations
+
+from pyvmm.debug.gdb.description import ARCHITECTURES
+from pyvmm.debug.gdb.registers import Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pyvmm.debug.gdb.memory import Memory
+
+HELP = (
+    "physical [on|off]      take addresses for guest-physical ones, in x, print, set and dump",
+    "architecture [NAME]    what the next connection is shown: auto, i8086, i386 or i386:x86-64",
+    "help                   this",
+)
+LONGEST = 4096
+"""Characters of a command."""
+
+
+class Monitor:
+    """The commands for `vm`. `bits` is the mode that a connection is to show, 16, 32 or 64; 0 is the processor's."""
+
+    def __init__(self, vm: Any, bits: int = 0) -> None:
+        self.bits = bits
+        self._vm = vm
+
+    def run(self, command: str, index: int, memory: Memory) -> list[str]:
+        """What `command` says, with vCPU `index` in hand."""
+        words = command[:LONGEST].split()
+        try:
+            if not words or words[0] == "help":
+                return list(HELP)
+            if words[0] == "physical":
+                return self._physical(words[1:], memory)
+            if words[0] == "architecture":
+                return self._architecture(words[1:])
+        except Refused as error:
+            return [str(error)]
+        return [f"there is no command {words[0]!r}: monitor help"]
+
+    def _physical(self, words: list[str], memory: Memory) -> list[str]:
+        if words not in ([], ["on"], ["off"]):
+            raise Refused("expected: monitor physical on, or off")
+        if words:
+            memory.physical = words == ["on"]
+        kind = "guest-physical" if memory.physical else "linear, through the page tables of the vCPU that is looked at"
+        # gdb keeps what it has read until the guest moves or it writes.
+        return [f"addresses are {kind}", *(["(gdb has a cache: maintenance flush dcache)"] if words else [])]
+
+    def _architecture(self, words: list[str]) -> list[str]:
+        names = {"auto": 0, **{name: bits for bits, name in ARCHITECTURES.items()}}
+        if len(words) > 1 or any(word not in names for word in words):
+            raise Refused(f"expected: monitor architecture, then one of {', '.join(names)}")
+        if words:
+            self.bits = names[words[0]]
+        shown = next(name for name, bits in names.items() if bits == self.bits)
+        return [f"the next connection is shown {shown}: disconnect, then target remote again"]

@@ -1,0 +1,314 @@
+"""Where gdb connects: a listening socket, one client at a time, and the thread that serves it.
+
+Imports its neighbours, errors, events and threads. On 127.0.0.1 or a unix socket of mode 0600: whoever may connect may
+do anything to the guest. The thread waits for the client, for a stop of the target and for the end of the run.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import threading
+import time
+
+from pyvmm import threads
+from pyvmm.debug.gdb.monitor import Monitor
+from pyvmm.debug.gdb.packets import ACK, BAD, INTERRUPT, NAK, PACKET, Framer, encode
+from pyvmm.debug.gdb.session import Session
+from pyvmm.debug.gdb.target import DebuggedLoop, Target
+from pyvmm.errors import BackendError, PyvmmError, UsageError
+from pyvmm.events import EventFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pyvmm.kvm.host import DebugAbilities
+    from pyvmm.steering import Control
+
+HOST, PORT = "127.0.0.1", 1234
+UNIX = "unix:"
+SLOW = 5.0
+"""Seconds after which a client that does not read is dropped."""
+CLOSE_WAIT = 2.0
+"""Seconds that `close()` waits for the client to be told."""
+PIECE = 1 << 16
+MOST_NAKS = 8
+"""How often in a row a client may ask for the same answer again."""
+
+
+def parse_where(text: str | int | bool) -> tuple[int, str]:
+    """The port, or the path of a unix socket, that `--gdb` names; True is the usual port. Raises UsageError."""
+    if text is True:
+        return PORT, ""
+    word = str(text)
+    if word.startswith(UNIX):
+        path = word[len(UNIX) :]
+        if not path or "\0" in path:
+            raise UsageError(f"{word!r} names no socket (expected unix:PATH)")
+        return 0, path
+    if not (word.isascii() and word.isdigit() and len(word) < 6 and int(word) < 1 << 16):
+        raise UsageError(f"{word!r} is no port (expected 0 to 65535, where 0 is any that is free, or unix:PATH)")
+    return int(word), ""
+
+
+class GdbServer:
+    """The debugger's way into one VM. `where` is as of `--gdb`. Raises UsageError."""
+
+    def __init__(self, where: str | int | bool, say: Callable[[str], None] | None = None) -> None:
+        self._port, self._path = parse_where(where)
+        self._say = say or (lambda text: None)
+        self._listener: socket.socket | None = None
+        self._inode = 0
+        self._wake: EventFd | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self.target: Target | None = None
+
+    # --- The VM's side -----------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """What gdb's `target remote` takes."""
+        return self._path or f"{HOST}:{self._port}"
+
+    @property
+    def stood(self) -> float:
+        """Seconds that the VM has stood still for a debugger, which its time limit is longer by."""
+        return 0.0 if self.target is None else self.target.stood
+
+    def open(self) -> None:
+        """Listen. Raises BackendError where that cannot be."""
+        try:
+            self._wake = EventFd()
+            self._listener = self._listen_unix() if self._path else self._listen_port()
+        except OSError as error:
+            self.close()
+            if isinstance(error, BackendError):
+                raise
+            raise BackendError(f"gdb cannot be waited for at {self.address}: {error.strerror or error}") from error
+
+    def _listen_port(self) -> socket.socket:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, self._port))
+            listener.listen(1)
+            self._port = listener.getsockname()[1]
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    def _listen_unix(self) -> socket.socket:
+        self._remove_stale()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            os.fchmod(listener.fileno(), 0o600)  # the mode that the file gets; before bind() nobody can connect
+            listener.bind(self._path)
+            self._inode = os.stat(self._path).st_ino
+            os.chmod(self._path, 0o600)
+            listener.listen(1)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    def _remove_stale(self) -> None:
+        """A socket that nobody listens at any more. Raises BackendError for one that somebody does, or another file."""
+        try:
+            if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
+                raise BackendError(f"{self._path} is there and no socket")
+        except FileNotFoundError:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(SLOW)
+            try:
+                probe.connect(self._path)
+            except ConnectionRefusedError:
+                os.unlink(self._path)
+                return
+        raise BackendError(f"somebody else waits at {self._path}")
+
+    def begin(
+        self,
+        vm: Any,
+        control: Control,
+        can: DebugAbilities,
+        quiet: Callable[[bool], None],
+        bits: int = 0,
+    ) -> None:
+        """Take `vm`, whose threads have not been started: its vCPUs stand until a debugger lets them go."""
+        self.target = target = Target(can, self._notify, quiet)
+        target.begin(control, vm.vcpus, vm.memory)
+        self._monitor = Monitor(vm, bits)
+
+    def start(self) -> None:
+        """Let the debugger in. Raises PyvmmError where the host has no room for a thread."""
+        self._thread = threads.start(threading.Thread(target=self._run, name="gdb"))
+        self._say(f"the guest stands before its first instruction; in gdb: target remote {self.address}")
+
+    def loop(self, *arguments: Any) -> DebuggedLoop:
+        """A vCPU's loop, made of what `VcpuLoop` takes."""
+        assert self.target is not None
+        return DebuggedLoop(self.target, *arguments)
+
+    def ended(self) -> None:
+        """The run is over, and every vCPU stands still."""
+        if self.target is not None:
+            self.target.points.withdraw()
+        self._notify()
+
+    def close(self) -> None:
+        """Tell the client how the run ended, hang up and listen no more. A second call does nothing."""
+        self._closing = True
+        self._notify()
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(CLOSE_WAIT)
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+            self._unlink()
+        wake, self._wake = self._wake, None
+        if wake is not None and (thread is None or not thread.is_alive()):
+            wake.close()
+
+    def _unlink(self) -> None:
+        try:
+            if self._path and os.lstat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+        except OSError:
+            pass  # removed by somebody else
+
+    def _notify(self) -> None:
+        wake = self._wake
+        if wake is not None:
+            wake.signal()
+
+    # --- The thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        assert self._listener is not None and self._wake is not None and self.target is not None
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._wake.fd, select.POLLIN)
+        while not self._closing and self.target.over is None:
+            found = {fd for fd, _ in poll.poll()}
+            if self._wake.fd in found:
+                self._wake.drain()
+            if self._listener.fileno() in found:
+                client = self._accept()
+                if client is not None:
+                    self._serve(client)
+
+    def _accept(self) -> socket.socket | None:
+        assert self._listener is not None
+        try:
+            client, _ = self._listener.accept()
+            client.settimeout(SLOW)
+            if not self._path:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            time.sleep(0.1)  # out of descriptors, or gone again
+            return None
+        return client
+
+    def _serve(self, client: socket.socket) -> None:
+        target = self.target
+        assert target is not None
+        try:
+            target.halt()
+            target.connect(True)
+            Connection(self, client, Session(target, self._monitor)).run()
+        except OSError:
+            pass  # it has gone, or does not read
+        except Exception as error:
+            self._say(f"the debugger is let go: {type(error).__name__}: {error}")
+        finally:
+            client.close()
+            self._let_go(target)
+
+    def _let_go(self, target: Target) -> None:
+        """Without a debugger nothing stops the guest: one that ran runs on, one that stood waits for the next."""
+        try:
+            if target.over is None and not target.held:
+                target.run_free()
+            elif target.over is None:
+                target.points.clear()
+        except PyvmmError as error:
+            self._say(f"the guest cannot be let go: {error}")
+        target.connect(False)
+
+    @property
+    def closing(self) -> bool:
+        """Whether the VM is being closed."""
+        return self._closing
+
+
+class Connection:
+    """One client: bytes to packets, answers to bytes."""
+
+    def __init__(self, server: GdbServer, client: socket.socket, session: Session) -> None:
+        self._server = server
+        self._client = client
+        self._session = session
+        self._framer = Framer()
+        self._sent = b""
+        self._naks = 0
+
+    def run(self) -> None:
+        """Until the client or the run has ended. Raises OSError when the client is gone."""
+        server, session = self._server, self._session
+        listener, wake, target = server._listener, server._wake, server.target
+        assert listener is not None and wake is not None and target is not None
+        poll = select.poll()
+        for fd in (self._client.fileno(), listener.fileno(), wake.fd):
+            poll.register(fd, select.POLLIN)
+        while not session.leaving:
+            found = {fd for fd, _ in poll.poll()}
+            if wake.fd in found:
+                wake.drain()
+                if target.over is not None:
+                    self._send(session.ended(target.over))
+                    return
+                self._send(session.stopped())
+                if server.closing:
+                    return
+            if listener.fileno() in found:
+                other, _ = listener.accept()
+                other.close()  # there is a debugger already
+            if self._client.fileno() in found:
+                data = self._client.recv(PIECE)
+                if not data:
+                    return
+                for kind, payload in self._framer.feed(data):
+                    if not self._take(kind, payload):
+                        return
+
+    def _take(self, kind: str, payload: bytes) -> bool:
+        """Whether the connection goes on."""
+        session = self._session
+        if kind == INTERRUPT:
+            self._send(session.interrupt())
+        elif kind == NAK and self._sent and self._naks < MOST_NAKS:
+            self._naks += 1
+            self._client.sendall(self._sent)
+        elif kind == ACK:
+            self._naks = 0
+        elif kind == BAD and not session.no_ack:
+            self._client.sendall(b"-")
+        elif kind == PACKET:
+            if not session.no_ack:
+                self._client.sendall(b"+")
+            if not session.running:  # nothing but an interrupt is expected from one that waits for a stop
+                self._send(session.answer(payload))
+        return not session.leaving
+
+    def _send(self, packets: list[bytes]) -> None:
+        for packet in packets:
+            self._sent = encode(packet)
+            self._client.sendall(self._sent)
