@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pyvmm.debug.gdb.description import ARCHITECTURES
 from pyvmm.debug.gdb.registers import Refused
+from pyvmm.debug.views import USAGE, VIEWS, look
+from pyvmm.errors import PyvmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
     from pyvmm.debug.gdb.memory import Memory
 
 HELP = (
-    "physical [on|off]      take addresses for guest-physical ones, in x, print, set and dump",
-    "architecture [NAME]    what the next connection is shown: auto, i8086, i386 or i386:x86-64",
-    "help                   this",
+    *USAGE.splitlines(),
+    "physical [on|off]   take addresses for guest-physical ones: in x, print, set and dump",
+    "architecture [NAME] what the next connection is shown: auto, i8086, i386 or i386:x86-64",
+    "help                this; addresses are numbers, registers or symbols, and perhaps +N",
 )
 LONGEST = 4096
 """Characters of a command."""
@@ -40,7 +43,10 @@ class Monitor:
                 return self._physical(words[1:], memory)
             if words[0] == "architecture":
                 return self._architecture(words[1:])
-        except Refused as error:
+            if words[0] in VIEWS:
+                physical = memory.physical and words[0] == "dump"
+                return look(self._vm, words, vcpu=index, physical=physical)
+        except (Refused, PyvmmError) as error:
             return [str(error)]
         return [f"there is no command {words[0]!r}: monitor help"]
 
