@@ -80,6 +80,9 @@ test)
     want busybox-static busybox
     want passt passt
     want fio fio
+    want gdb gdb
+    want chromium chromium
+    [ -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ] || wanted="$wanted fonts-dejavu-core"
     [ -x /usr/sbin/mke2fs ] || wanted="$wanted e2fsprogs"
     ;;
 bench)

@@ -5,8 +5,10 @@ May import trace, each part where its verb is asked for. Each verb is a row of V
 
 from __future__ import annotations
 
+import os
+
 from pyvmm.cli.progress import log
-from pyvmm.errors import STATUS_USAGE
+from pyvmm.errors import STATUS_USAGE, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-HELP = "convert, compare and replay what a run has recorded"
+HELP = "sum up, look through, draw, convert and compare what a run has recorded"
 
 
 class TraceVerb:
@@ -62,9 +64,89 @@ def diff(arguments: argparse.Namespace) -> int:
     return int(found.different)
 
 
+def summary(arguments: argparse.Namespace) -> int:
+    """To standard output, as text or JSON."""
+    from pyvmm.trace import summary
+    from pyvmm.trace.reader import read
+
+    trace = read(arguments.trace)
+    figures = summary.count(trace.records())
+    if arguments.json:
+        import json
+
+        print(json.dumps(summary.as_data(trace.header, figures), indent=2))
+    else:
+        print(summary.as_text(trace.header, figures), end="")
+    return 0
+
+
+def view(arguments: argparse.Namespace) -> int:
+    """On the terminal, or with --print to standard output."""
+    from pyvmm.trace.filters import FIELDS, Filter
+    from pyvmm.trace.reader import read
+
+    given = {field: getattr(arguments, field) for field in FIELDS}
+    wanted = Filter({field: value for field, value in given.items() if value is not None}, tuple(arguments.text))
+    trace = read(arguments.trace)
+    if arguments.print:
+        from pyvmm.trace.show import line
+
+        for record in trace.records():
+            if wanted.matches(record):
+                print(line(record))
+        return 0
+    if not (os.isatty(0) and os.isatty(1)):
+        raise UsageError("pyvmm trace view needs a terminal; --print shows records as text")
+    from pyvmm.trace.browser import Browser
+    from pyvmm.trace.lines import Lines
+    from pyvmm.trace.terminal import browse
+
+    with Lines(trace) as lines:
+        browse(Browser(lines, os.path.basename(arguments.trace), wanted))
+    return 0
+
+
+def html(arguments: argparse.Namespace) -> int:
+    """The page is there when it is whole."""
+    from pyvmm.trace.html import write
+
+    write(arguments.trace, arguments.page)
+    return 0
+
+
+TRACE = ("trace", {"metavar": "FILE", "help": "a trace in any form, of a killed run too"})
 VERBS = {
     verb.name: verb
     for verb in (
+        TraceVerb(
+            "summary",
+            summary,
+            "say what a run spent its exits on: by reason, device and register, with times, queues and phases",
+            TRACE,
+            ("--json", {"action": "store_true", "help": "as JSON; times in nanoseconds"}),
+        ),
+        TraceVerb(
+            "view",
+            view,
+            "look through the records of a trace on the terminal, or with --print as text",
+            TRACE,
+            ("--print", {"action": "store_true", "help": "write the records as text instead"}),
+            ("--device", {"metavar": "NAME", "help": "only records of this device"}),
+            ("--register", {"metavar": "NAME", "help": "only accesses of this register"}),
+            ("--reason", {"metavar": "NAME", "help": "only exits for this reason: IO, MMIO, HLT, ..."}),
+            ("--kind", {"metavar": "KIND", "help": "only exit, queue, interrupt, lifecycle, phase, statistics, ..."}),
+            ("--vcpu", {"metavar": "N", "help": "only records of this vCPU"}),
+            ("--from", {"metavar": "TIME", "help": "only from this time of the trace on: 1.5s, 20ms"}),
+            ("--to", {"metavar": "TIME", "help": "only up to this time"}),
+            ("--text", {"metavar": "WORD", "action": "append", "default": [], "help": "only lines with this text"}),
+        ),
+        TraceVerb(
+            "html",
+            html,
+            "make one page of a trace, which a browser shows without a network",
+            TRACE,
+            ("page", {"metavar": "OUT.html", "help": "the file to write"}),
+        ),
         TraceVerb(
             "convert",
             convert,

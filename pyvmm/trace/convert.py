@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 
-from pyvmm.errors import BackendError, UsageError
+from pyvmm.errors import BackendError, PyvmmError, UsageError
 from pyvmm.trace.reader import JSON_LINES, SPOOL, TRACE_EVENTS, read
 from pyvmm.trace.writer import write_events, write_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, TextIO
 
     Record = dict[str, Any]
 
@@ -45,20 +45,31 @@ def convert(source: str, target: str) -> None:
 
 
 def write(path: str, form: str, records: Iterable[Record]) -> None:
-    """Write `records`, the header first, to `path`, which appears, or is replaced, when they are all there.
+    """Write `records`, the header first, to `path`, as `whole` does."""
+    whole(path, lambda file: (write_events if form == TRACE_EVENTS else write_lines)(file, records))
 
-    Raises BackendError where the host cannot, LoadError where `records` does; then there is no trace of it.
+
+def whole(path: str, fill: Callable[[TextIO], object]) -> None:
+    """Have `fill` write the text of the file `path`, which appears, or is replaced, when all of it is there.
+
+    What is there and no file, a pipe or a terminal, is written to as it is. Raises UsageError for a directory,
+    BackendError where the host cannot, LoadError where `fill` does; then there is nothing new.
     """
-    part = f"{path}.{os.getpid()}.part"
+    if os.path.isdir(path):
+        raise UsageError(f"{path} is a directory (expected the file to write)")
+    plain = os.path.isfile(path) or not os.path.exists(path)
+    part = f"{path}.{os.getpid()}.part" if plain else path
     try:
-        with open(part, "x", encoding="utf-8") as file:
-            (write_events if form == TRACE_EVENTS else write_lines)(file, records)
-        os.replace(part, path)
+        with open(part, "x" if plain else "w", encoding="utf-8") as file:
+            fill(file)
+        if plain:
+            os.replace(part, path)
     except BaseException as error:
-        try:
-            os.unlink(part)
-        except OSError:
-            pass
-        if isinstance(error, OSError):
+        if plain:
+            try:
+                os.unlink(part)
+            except OSError:
+                pass
+        if isinstance(error, OSError) and not isinstance(error, PyvmmError):
             raise BackendError(f"{path} cannot be written: {error.strerror}") from None
         raise

@@ -110,7 +110,7 @@ def _lines(file: BinaryIO, path: str, events: bool) -> Iterator[Record]:
                 continue
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if not line.endswith(b"\n") and not events:
                 return  # the end of what a process wrote that was killed
             raise LoadError(path, f"line {number} is no JSON", expected="a record of a trace") from None

@@ -20,7 +20,19 @@ NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 HIDDEN = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /dev/kvm && "$@"', "sh"]
 USED_BY_SCRIPTS = ("sh", "id", "basename", "mktemp", "rm", "tail", "stat", "gcc", "ld")
 FOR_LINUX = ("make", "flex", "bison", "bc", "patch", "xz")
-LOOKED_FOR = (*FOR_LINUX, "git", "cpio", "iasl", "setpriv", "busybox", "passt", "fio", "qemu-system-x86_64")
+LOOKED_FOR = (
+    *FOR_LINUX,
+    "git",
+    "cpio",
+    "iasl",
+    "setpriv",
+    "busybox",
+    "passt",
+    "fio",
+    "gdb",
+    "chromium",
+    "qemu-system-x86_64",
+)
 
 
 def run(

@@ -1,0 +1,119 @@
+"""What the commands that look at traces say to what is none: one line that names the file, and the right status."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyvmm.errors import STATUS_NOT_LOADABLE, STATUS_USAGE, STATUS_VMM_ERROR
+from tests.support.cli import pyvmm
+from tests.support.madetraces import HEADER, boot, write
+
+COMMANDS = (["summary"], ["view", "--print"], ["html"])
+BAD = {
+    "empty": b"",
+    "text": b"Hello, I am no trace\n",
+    "binary": bytes(range(256)) * 40,
+    "other JSON": b'{"kind": "exit"}\n',
+    "a list": b"[1, 2, 3]\n",
+    "a number": b"7\n",
+    "deep": b"[" * 200_000,
+    "newer": json.dumps(HEADER | {"format": 2}).encode() + b"\n",
+    "no header": b'{"kind": "exit", "t": 1}\n{"kind": "end", "t": 2}\n',
+    "damaged within": json.dumps(HEADER).encode() + b'\n{"kind": "exit", \n{"kind": "end"}\n',
+    "deep within": json.dumps(HEADER).encode() + b"\n" + b'{"a":' * 100_000 + b"\n{}\n",
+}
+
+
+def command(words, path, tmp_path):
+    return pyvmm("trace", *words, path, *([tmp_path / "out.html"] if words == ["html"] else []))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_trace_is_said_in_a_line(words, name, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(BAD[name])
+    done = command(words, path, tmp_path)
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == STATUS_NOT_LOADABLE, lines
+    assert len(lines) == 1 and str(path) in lines[0] and "Traceback" not in lines[0]
+    assert not (tmp_path / "out.html").exists() and sorted(one.name for one in tmp_path.iterdir()) == ["bad.jsonl"]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_a_line_that_a_killed_process_left_half_written_is_left_out(words, tmp_path):
+    path = write(tmp_path / "cut.jsonl", boot(30))
+    path.write_bytes(path.read_bytes()[:-25])
+    done = command(words, path, tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    if words == ["summary"]:
+        assert b"no end: the process that wrote it was killed" in done.stdout
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_a_directory_and_a_file_that_is_not_there(words, tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        done = command(words, path, tmp_path)
+        assert done.returncode == STATUS_NOT_LOADABLE and done.stderr.count(b"\n") == 1
+        assert str(path).encode() in done.stderr
+
+
+@pytest.mark.needs("unprivileged")
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_a_file_that_may_not_be_read(words, tmp_path):
+    path = write(tmp_path / "secret.jsonl", boot(3))
+    path.chmod(0)
+    done = command(words, path, tmp_path)
+    assert done.returncode == STATUS_NOT_LOADABLE and b"Permission denied" in done.stderr
+
+
+def test_a_page_is_not_written_over_its_own_trace(tmp_path):
+    path = write(tmp_path / "t.jsonl", boot(3))
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    for target in (path, tmp_path / "link"):
+        done = pyvmm("trace", "html", path, target)
+        assert done.returncode == STATUS_USAGE and b"would overwrite the trace" in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
+    path = write(tmp_path / "t.jsonl", boot(3))
+    done = pyvmm("trace", "html", path, tmp_path)
+    assert done.returncode == STATUS_USAGE and b"is a directory" in done.stderr
+    done = pyvmm("trace", "html", path, tmp_path / "no" / "where.html")
+    assert done.returncode == STATUS_VMM_ERROR and b"cannot be written: No such file" in done.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_a_page_replaces_an_older_one_and_goes_down_a_pipe(tmp_path):
+    path, page = write(tmp_path / "t.jsonl", boot(3)), tmp_path / "p.html"
+    page.write_text("old")
+    assert pyvmm("trace", "html", path, page).returncode == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    done = pyvmm("trace", "html", path, "/dev/stdout")
+    assert done.stdout.startswith(b"<!DOCTYPE html>") and done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--from", "soon"], "'soon' is not a time in the trace (expected 1.5s, 20ms, 300us)"),
+        (["--to", "-1s"], "is not a time"),
+        (["--to", "1e999s"], "is not a time"),
+        (["--from", "nan"], "is not a time"),
+        (["--vcpu", "first"], "vCPU 'first' (expected a number)"),
+    ],
+)
+def test_a_filter_that_cannot_be_meant(arguments, said, tmp_path):
+    path = write(tmp_path / "t.jsonl", boot(3))
+    done = pyvmm("trace", "view", "--print", *[f"{arguments[0]}={arguments[1]}"], path)
+    assert done.returncode == STATUS_USAGE and said in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_without_a_terminal_the_browser_says_what_to_do(tmp_path):
+    done = pyvmm("trace", "view", write(tmp_path / "t.jsonl", boot(3)))
+    assert done.returncode == STATUS_USAGE and done.stderr.count(b"\n") == 1
+    assert b"needs a terminal; --print" in done.stderr
