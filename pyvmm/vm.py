@@ -319,9 +319,9 @@ class VM(Endings, GuestParts):
         if self.trace is not None:
             from pyvmm.trace.recorder import Tracer
 
-            self._tracer = Tracer(os.fspath(self.trace), self._say)
-            self._host_closers.append(self._tracer.close)
-            self.listen(self._tracer.output)
+            self._tracer = tracer = Tracer(os.fspath(self.trace), self._say)
+            self._host_closers.append(tracer.close)
+            self.listen(tracer.output)
         return self._tracer
 
     def _hot(self) -> NativeHot | None:

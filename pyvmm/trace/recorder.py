@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 LINES = {layout.SERIAL_IRQ: "serial", layout.RTC_IRQ: "rtc", layout.SCI_IRQ: "acpi-pm"}
 """Whose the platform's interrupt lines are."""
+INIT = b" as init process"
+"""Linux, init/main.c, run_init_process(): "Run /init as init process"."""
 NOTIFY, TAKE, COMPLETE, INTERRUPT = range(len(spool.QUEUE_EVENTS))
 PULSE = spool.LEVELS.index("pulse")
 
@@ -57,7 +59,8 @@ class Tracer:
         self._began = time.monotonic_ns()
         self._date = datetime.now(UTC)
         self._recording = Recording(path, self._full, limit)
-        self._header = self._spoken = False
+        self._header = False
+        self._tail = b""
         self._phases: list[tuple[str, int]] = []
         self._statistics: list[tuple[int | None, StatsFd]] = []
 
@@ -118,10 +121,15 @@ class Tracer:
             self._phases.append((name, time.monotonic_ns()))
 
     def output(self, data: bytes) -> None:
-        """The guest has written to its console."""
-        if not self._spoken:
-            self._spoken = True
+        """The guest has written to its console: the first word, and what Linux says when it starts init."""
+        if not self._tail:
             self.phase("first output")
+        elif self._tail == b"done":
+            return
+        self._tail = (self._tail + data)[-len(INIT) - len(data) :]
+        if INIT in self._tail:
+            self.phase("init")
+            self._tail = b"done"
 
     def _interrupt(self, device: str, gsi: int, level: int) -> None:
         if self._header:
@@ -208,35 +216,41 @@ class QueueTrace:
         self._tracer = tracer
         self._recording = recording
         self._name = device.name
-        self._before: list[tuple[int, int]] = []
+        self._before: dict[Virtqueue, tuple[int, int]] = {}
         self._began = 0
 
     def notify(self, queue: int) -> None:
-        """Queue number `queue` is about to be served because the driver, or something else, has asked for it."""
+        """Queue number `queue` is about to be served: mostly the driver has asked for it."""
         self._add(NOTIFY, queue, 1, 0)
 
     def begin(self, device: VirtioDevice) -> None:
         """Queues are about to be used."""
-        self._before = [queue.positions for queue in device.queues]
+        self._before = {queue: queue.positions for queue in device.queues}
         self._began = time.monotonic_ns()
 
     def end(self, device: VirtioDevice) -> None:
-        """They have been: a record for those of each queue that were taken, and one for those given back."""
-        handle = time.monotonic_ns() - self._began
-        for queue, (taken, given) in zip(device.queues, self._before, strict=True):
-            now_taken, now_given = queue.positions
-            if now_taken == taken and now_given == given:
-                continue
-            more, done = (now_taken - taken) & 0xFFFF, (now_given - given) & 0xFFFF
-            depth = queue.in_flight
-            if 0 < more < 0x8000:  # else some were made available again
-                self._add(TAKE, queue.index, more, depth + done)
-            if done:
-                self._add(COMPLETE, queue.index, done, depth, handle)
+        """They have been."""
+        for queue in device.queues:
+            self._tell(queue)
+        self._before = {}
 
     def interrupt(self, queue: Virtqueue) -> None:
         """The driver is told of `queue`."""
+        self._tell(queue)
         self._add(INTERRUPT, queue.index, 1, 0)
+
+    def _tell(self, queue: Virtqueue) -> None:
+        """A record for the chains of `queue` that were taken since the last one, and one for those given back."""
+        before, now = self._before.get(queue), queue.positions
+        if before is None or before == now:
+            return
+        self._before[queue] = now
+        taken, given = ((new - old) & 0xFFFF for new, old in zip(now, before, strict=True))
+        depth = queue.in_flight
+        if 0 < taken < 0x8000:  # else some were made available again
+            self._add(TAKE, queue.index, taken, depth + given)
+        if given:
+            self._add(COMPLETE, queue.index, given, depth, time.monotonic_ns() - self._began)
 
     def _add(self, event: int, queue: int, count: int, depth: int, handle: int = 0) -> None:
         if self._tracer.begun:

@@ -248,11 +248,11 @@ class VirtioDevice(Stateful):
 
     def serve_unless_broken(self, index: int) -> None:
         """Serve queue `index` if it may be served; a broken ring makes the device ask for a reset."""
-        if self.trace is not None:
-            self.trace.notify(index)
         with self.plane:
             queue = self.queues[index]
             if self.live and queue.ready and not self.paused:
+                if self.trace is not None:
+                    self.trace.notify(index)
                 self.guarded(self.serve, queue)
             again = queue.unfinished and self.live and not self.paused
         if again:
