@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyvmm.virtio.console import VirtioConsole
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.faults import FaultPlan
+    from pyvmm.virtio.lint import Findings
     from pyvmm.virtio.port import Port
     from pyvmm.virtio.transport import Transport
     from pyvmm.wiring import Wiring
@@ -43,6 +44,7 @@ class VirtioDevices:
     console   the console device, or None
     ports     what its named ports are connected to, by name
     faults    the plan of faults on purpose, or None
+    findings  what the guest's drivers did wrong, or None where nobody looks
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class VirtioDevices:
     ) -> None:
         self.devices: list[VirtioDevice] = []
         self.faults: FaultPlan | None = None
+        self.findings: Findings | None = None
         self.console: VirtioConsole | None = None
         self.ports: dict[str, PortBackend] = {}
         self._links: list[PortLink] = []
@@ -73,6 +76,10 @@ class VirtioDevices:
 
             self.faults = FaultPlan(config.faults, config.fault_seed)
             self.faults.check([slot.name for slot in self._slots])
+        if config.lint:
+            from pyvmm.virtio.lint import Findings
+
+            self.findings = Findings(self._say)
         for slot in self._slots:
             device = self._make(slot)
             device.faults = self.faults
@@ -161,6 +168,13 @@ class VirtioDevices:
         """Serve again, every queue as if the driver had rung."""
         for plane in self._planes:
             plane.resume()
+
+    def settle(self) -> None:
+        """The guest does not run any more: let a lint of its drivers come to its end. A second call finds nothing."""
+        if self.findings is not None:
+            for device in self.devices:
+                if device.lint is not None:
+                    device.lint.settle()
 
     def saved_with(self) -> list[tuple[VirtioDevice, Transport]]:
         """The devices, each with the transport that is saved with it."""

@@ -128,6 +128,8 @@ class VmConfig:
     faults           rules of faults on purpose, as `--fault` has them
     fault_seed       what decides on which requests they fall, where a rule has a rate
     datapath         who moves the data of virtio devices: "native", which is C as far as it can, or "python" alone
+    lint             whether the guest's virtio drivers are judged (`VM.findings`); Python then moves all data and sees
+                     all exits, whatever `datapath` and `exits` say
     exits            "fast": a loop in C deals with accesses that a device leaves to it; "plain": Python sees them all
     switch_interval  seconds for sys.setswitchinterval() while VMs run, or None to leave it alone
 
@@ -152,6 +154,7 @@ class VmConfig:
         "kernel",
         "kernel_entry",
         "kernel_format",
+        "lint",
         "load_addr",
         "mem",
         "memory_backing",
@@ -207,6 +210,7 @@ class VmConfig:
         fault_seed: int = 0,
         datapath: str = "native",
         exits: str = "fast",
+        lint: bool = False,
         switch_interval: float | None = 50e-6,
     ) -> None:
         self.kernel = os.fspath(kernel)
@@ -242,6 +246,7 @@ class VmConfig:
         self.fault_seed = fault_seed
         self.datapath = one_of("data path", datapath, DATAPATHS)
         self.exits = one_of("way with exits", exits, EXITS)
+        self.lint = lint
         self.switch_interval = switch_interval
         self._check()
 

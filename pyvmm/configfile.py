@@ -233,6 +233,7 @@ FIELDS: dict[str, Convert] = {
     "fault_seed": NUMBER,
     "datapath": TEXT,
     "exits": TEXT,
+    "lint": YES,
     "switch_interval": _seconds,
 }
 """Of VmConfig, by name."""

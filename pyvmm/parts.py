@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyvmm.virtio.balloon import VirtioBalloon
     from pyvmm.virtio.device import VirtioDevice
     from pyvmm.virtio.faults import FaultPlan
+    from pyvmm.virtio.lint import Finding
 
 
 class Parts(Processors):
@@ -90,6 +91,18 @@ class Parts(Processors):
     def faults(self) -> FaultPlan | None:
         """The plan of faults on purpose, which counts them, or None."""
         return None if self._virtio is None else self._virtio.faults
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the guest's virtio drivers did against the specification so far, with `lint=True`; else nothing."""
+        found = None if self._virtio is None else self._virtio.findings
+        return () if found is None else found.all()
+
+    @property
+    def judged(self) -> tuple[int, int]:
+        """How many accesses and chains of virtio devices `findings` come from."""
+        found = None if self._virtio is None else self._virtio.findings
+        return (0, 0) if found is None else (found.accesses, found.chains)
 
     @property
     def state(self) -> str:

@@ -70,6 +70,13 @@ class Processors:
         with self.still():
             return self._vcpus[0].registers
 
+    def _here(self) -> tuple[int, int] | None:
+        """Which vCPU runs on this thread, a device's handler for example, and its RIP; None on any other thread."""
+        for number, loop in enumerate(self.loops):
+            if loop.thread == threading.get_ident():
+                return number, self._vcpus[number].registers.rip
+        return None
+
     def step(self, count: int = 1, *, vcpu: int = 0, timeout: float = 30.0) -> Registers:
         """Let one vCPU of a paused VM execute `count` instructions; returns its registers then.
 

@@ -301,7 +301,8 @@ class VM(Endings, GuestParts):
         if self._virtio is not None:
             from pyvmm.wiring import wiring
 
-            self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd, tracer))
+            found = self._virtio.findings
+            self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd, tracer, found))
         self._vcpus = self._origin.create_vcpus(kvm, fd, self.host)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
         adding.finish()
@@ -326,7 +327,7 @@ class VM(Endings, GuestParts):
 
     def _hot(self) -> NativeHot | None:
         """What lets the run loop in C deal with accesses by itself; None where Python is to see them all."""
-        if self.config.exits == "plain":
+        if self.config.exits == "plain" or self.config.lint:
             return None
         from pyvmm.kvm.hot import NativeHot
 
@@ -343,6 +344,8 @@ class VM(Endings, GuestParts):
             make(vcpu, ports, mmio, self._control, self._observers, self._repair(), self.machine.hot.drain)
             for vcpu in self._vcpus
         )
+        if self._virtio is not None and self._virtio.findings is not None:
+            self._virtio.findings.locate = self._here
         if self._hooks is not None:
             for loop in self.loops:
                 loop.observe(self._hooks)
@@ -496,6 +499,8 @@ class VM(Endings, GuestParts):
         self.machine.hot.drain()
         if self.gdb is not None:
             self.gdb.ended()
+        if self._virtio is not None:
+            self._virtio.settle()
         assert self._control.outcome is not None
         self._control.outcome = outcome = self._diagnosis.judge(self._control.outcome)
         if outcome.reason in REPORTED and outcome.report is None:

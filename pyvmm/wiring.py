@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyvmm.slots import Slot
     from pyvmm.trace.recorder import Tracer
     from pyvmm.virtio.device import VirtioDevice
+    from pyvmm.virtio.lint import Findings
     from pyvmm.virtio.mmio import VirtioMmio
     from pyvmm.virtio.pci import VirtioPci
 
@@ -38,20 +39,28 @@ if TYPE_CHECKING:
             """Close what was opened. The data planes have ended."""
 
 
-def wiring(transport: str, machine: Machine, vm: VmFd, tracer: Tracer | None = None) -> Wiring:
-    """For "mmio" or "pci", in `machine`, whose interrupts and doorbells are `vm`'s. `tracer` records interrupts."""
-    return PciWiring(machine, vm, tracer) if transport == "pci" else MmioWiring(machine, vm, tracer)
+def wiring(
+    transport: str, machine: Machine, vm: VmFd, tracer: Tracer | None = None, findings: Findings | None = None
+) -> Wiring:
+    """For "mmio" or "pci", in `machine`, whose interrupts and doorbells are `vm`'s. `tracer` records interrupts.
+
+    With `findings` drivers are judged: every access, notifications too, then comes to the transport.
+    """
+    return (PciWiring if transport == "pci" else MmioWiring)(machine, vm, tracer, findings)
 
 
 class MmioWiring:
     """Each device a page of registers, whose interrupt is an edge (`irqfd`)."""
 
-    __slots__ = ("_lines", "_machine", "_tracer", "_vm")
+    __slots__ = ("_findings", "_lines", "_machine", "_tracer", "_vm")
 
-    def __init__(self, machine: Machine, vm: VmFd, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self, machine: Machine, vm: VmFd, tracer: Tracer | None = None, findings: Findings | None = None
+    ) -> None:
         self._machine = machine
         self._vm = vm
         self._tracer = tracer
+        self._findings = findings
         self._lines: list[EventFd] = []
 
     def plug(self, slot: Slot, device: VirtioDevice) -> VirtioMmio:
@@ -60,7 +69,14 @@ class MmioWiring:
         line = EventFd()
         self._lines.append(line)
         signal = line.signal if self._tracer is None else self._tracer.edge(line.signal, slot.name, slot.gsi)
-        transport = VirtioMmio(device, signal, self._machine.hot.window(*INTERRUPT_WINDOW))
+        wires = signal, self._machine.hot.window(*INTERRUPT_WINDOW)
+        transport: VirtioMmio
+        if self._findings is None:
+            transport = VirtioMmio(device, *wires)
+        else:
+            from pyvmm.virtio.lint import LintedMmio
+
+            transport = LintedMmio(device, *wires, findings=self._findings)
         self._machine.mmio.attach(slot.gpa, LENGTH, transport)
         self._vm.irqfd(line.fd, slot.gsi)
         return transport
@@ -68,6 +84,8 @@ class MmioWiring:
     def connect(self, slot: Slot, doorbells: Sequence[EventFd]) -> None:
         from pyvmm.virtio.mmio import QUEUE_NOTIFY
 
+        if self._findings is not None:
+            return
         for index, doorbell in enumerate(doorbells):
             self._vm.ioeventfd(doorbell.fd, slot.gpa + QUEUE_NOTIFY, 4, index)
 
@@ -87,6 +105,7 @@ class PciWiring:
         "_bridge",
         "_decoder",
         "_doorbells",
+        "_findings",
         "_lines",
         "_machine",
         "_routing",
@@ -96,7 +115,9 @@ class PciWiring:
         "_wires",
     )
 
-    def __init__(self, machine: Machine, vm: VmFd, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self, machine: Machine, vm: VmFd, tracer: Tracer | None = None, findings: Findings | None = None
+    ) -> None:
         from pyvmm.events import SharedLine
         from pyvmm.kvm.routing import Routing
         from pyvmm.pci.bridge import HostBridge
@@ -110,6 +131,7 @@ class PciWiring:
         self._tracer = tracer
         self._machine = machine
         self._vm = vm
+        self._findings = findings
         self._routing = Routing(vm)
         self._lines = {gsi: SharedLine(level(gsi)) for gsi in layout.PCI_GSIS}
         self._wires: list[MsiWires] = []
@@ -127,7 +149,13 @@ class PciWiring:
         wires = MsiWires(self._vm, self._routing, len(device.queues) + 1)
         self._wires.append(wires)
         carried = wires if self._tracer is None else self._tracer.messages(wires, slot.name)
-        transport = VirtioPci(device, carried, self._lines[slot.gsi].source())
+        transport: VirtioPci
+        if self._findings is None:
+            transport = VirtioPci(device, carried, self._lines[slot.gsi].source())
+        else:
+            from pyvmm.virtio.lint import LintedPci
+
+            transport = LintedPci(device, carried, self._lines[slot.gsi].source(), findings=self._findings)
         self._transports[slot.device] = transport
         function = transport.function
         gpa = slot.gpa
@@ -146,7 +174,8 @@ class PciWiring:
         transport = self._transports[slot.device]
         bells = zip((bell.fd for bell in doorbells), transport.notify_ranges(), strict=True)
         moving = self._doorbells[transport.function] = MovingDoorbells(self._vm, bells)
-        transport.rung = moving.rung
+        if self._findings is None:
+            transport.rung = moving.rung
         self._decoder.add(transport.function)
 
     def _moved(self, function: Function, bar: int, gpa: int | None) -> None:

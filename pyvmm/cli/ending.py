@@ -88,6 +88,7 @@ def summary(outcome: Outcome, vm: VM | None, duration: float) -> dict[str, Any]:
         "report": report_text(outcome) or None,
         "crash": None if crash is None else crash(),
         "complaints": [] if vm is None else [{"kind": it.kind, "lines": it.lines} for it in vm.complaints],
+        **({} if vm is None or not vm.config.lint else {"lint": [finding.as_dict() for finding in vm.findings]}),
         "kernel": None if vm is None else vm.config.kernel,
         "pyvmm": __version__,
     }
@@ -105,6 +106,18 @@ def report_text(outcome: Outcome) -> str:
 def complaints_text(vm: VM) -> str:
     """What the guest's kernel said of its oopses and warnings."""
     return "\n".join(f"| {line}" for complaint in vm.complaints for line in complaint.lines)
+
+
+def lint_text(vm: VM) -> str:
+    """How the lint of the guest's drivers ended: what was found, how often, and in how much."""
+    found = vm.findings
+    seen = vm.judged
+    looked = f"{seen[0]} accesses and {seen[1]} chains of virtio devices, all by way of Python"
+    if not found:
+        return f"lint: no findings in {looked}"
+    lines = [f"lint: {len(found)} finding{'s' if len(found) > 1 else ''} in {looked}"]
+    rows = sorted(found, key=lambda finding: -finding.count)
+    return "\n".join([*lines, *(f"  x {finding.count:<6} {finding.device:<9} {finding.name}" for finding in rows)])
 
 
 def stats_text(vm: VM) -> str:

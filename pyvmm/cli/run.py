@@ -61,6 +61,7 @@ SETTINGS = (
     "initrd",
     "kernel-entry",
     "kernel-format",
+    "lint",
     "load-addr",
     "mem",
     "memory-backing",
@@ -341,6 +342,10 @@ class Run:
             from pyvmm.cli.ending import complaints_text
 
             log.say(complaints_text(vm))
+        if self.config.lint:
+            from pyvmm.cli.ending import lint_text
+
+            log.say(lint_text(vm))
         if self.stats:
             from pyvmm.cli.ending import stats_text
 

@@ -207,6 +207,11 @@ RUN = (
         convert=_one_of(EXITS),
     ),
     Option(
+        "lint",
+        "tell what the guest's virtio drivers do against the specification; everything then goes through Python",
+        kind=FLAG,
+    ),
+    Option(
         "kernel-format",
         f"{', '.join(KERNEL_FORMATS)} (default auto: by content)",
         metavar="F",

@@ -49,12 +49,13 @@ _FIELDS: dict[str, Kind] = {
 }
 """Fields of the objects among the settings, by name: each means the same wherever it is."""
 _CHANGEABLE = (
-    *("datapath", "disks", "exits", "fail_on", "name", "net", "on_panic", "stuck", "stuck_at_boot"),
+    *("datapath", "disks", "exits", "fail_on", "lint", "name", "net", "on_panic", "stuck", "stuck_at_boot"),
     *("switch_interval", "symbols", "timeout", "virtio", "vsock"),
 )
 """What may be another in a VM that is restored: the rest is in the guest's memory."""
-SETTINGS = tuple(name for name in VmConfig.__slots__ if name != "virtio")
-"""Devices of one's own are objects of the program that made the VM."""
+SETTINGS = tuple(name for name in VmConfig.__slots__ if name not in ("lint", "virtio"))
+"""Whether drivers are judged is of no account to a guest; devices of one's own are objects of the program that made
+the VM."""
 _FORGOTTEN = ("name", "timeout", "stuck", "stuck_at_boot")
 """What was for the VM that was saved alone."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -46,6 +47,7 @@ class Worker:
         self._config = config
         self._factories: list[VmFactory] = []
         self._no_kvm: str | None = None
+        self._told: WeakKeyDictionary[VM, int] = WeakKeyDictionary()  # how many findings of each
         self._base = os.fspath(base)
         # xdist gives each worker a folder below that of the run.
         shared = base.parent if hasattr(config, "workerinput") else base
@@ -148,14 +150,28 @@ class Worker:
 
     def sections(self, item: pytest.Item) -> list[tuple[str, str]]:
         """What there is to say of the VMs of a test: title and text of each."""
-        used = [*item.stash.setdefault(USED, [])]
-        if self.session is not None and self._uses(item, SESSION):
-            used.append((SESSION, self.session))
+        used = self._vms(item)
         names = [name for name, _ in used]
         return [
             (f"pyvmm: {name}" + (f" {at + 1}" if names.count(name) > 1 else ""), section(vm))
             for at, (name, vm) in enumerate(used)
         ]
+
+    def findings(self, item: pytest.Item) -> str:
+        """What a lint found of the drivers in a test's guests and has not been told before, or ""."""
+        lines = []
+        for title, vm in self._vms(item):
+            found = vm.findings
+            lines += [f"{title}: {finding}" for finding in found[self._told.get(vm, 0) :]]
+            self._told[vm] = len(found)
+        return "\n".join(["the guest's virtio drivers break the specification:", *lines]) if lines else ""
+
+    def _vms(self, item: pytest.Item) -> list[tuple[str, VM]]:
+        """The VMs of a test, each with what it is called."""
+        used = [*item.stash.setdefault(USED, [])]
+        if self.session is not None and self._uses(item, SESSION):
+            used.append((SESSION, self.session))
+        return used
 
     def _uses(self, item: pytest.Item, *fixtures: str) -> bool:
         """Whether the test asks for one of `fixtures`."""
@@ -221,7 +237,8 @@ class VmFactory:
         if not config.agent:
             raise UsageError("a snapshot is made when the agent answers: agent=False cannot be")
         path = self._worker.snapshots.get(config, getattr(self._node, "nodeid", "the session"))
-        return self.start(VM.restore(path, **{"timeout": config.timeout, **(others or {})}), "clone")
+        own = {"timeout": config.timeout, **({"lint": True} if config.lint else {}), **(others or {})}
+        return self.start(VM.restore(path, **own), "clone")
 
     def start(self, vm: VM, title: str) -> VM:
         """Start `vm`, which is closed with the others."""
@@ -249,7 +266,7 @@ class VmFactory:
             lacks("tiny-image", str(error))
 
     def _config(self, settings: Mapping[str, Any]) -> VmConfig:
-        config = VmConfig(**settings)
+        config = VmConfig(**{**({"lint": True} if self._defaults.lint else {}), **settings})
         if config.timeout is None:
             config.timeout = self._defaults.timeout
         return config

@@ -36,6 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, (value, text) in OPTIONS.items():
         group.addoption(f"--vm-{name}", dest=f"vm_{name}", metavar=value, help=text)
         parser.addini(f"vm_{name}", text, default="")
+    text = "judge the virtio drivers of all guests: a test fails whose guests' drivers break the specification"
+    group.addoption("--vm-lint", dest="vm_lint", action="store_true", default=None, help=text)
+    parser.addini("vm_lint", text, type="bool", default=False)
     text = "what the names of pyvmm's fixtures and of its mark begin with (default: nothing)"
     group.addoption("--vm-prefix", dest="vm_prefix", metavar="PREFIX", help=text)
     parser.addini("vm_prefix", text, default="")
@@ -63,13 +66,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
-    """The guest of the session may run for as long as one does in each test that has it."""
+    """The guest of the session may run for as long as one does in each test that has it. A lint has its say."""
     worker = item.config.stash.get(WORKER, None)
-    if worker is None or f"{prefix(item.config)}vm_session" not in getattr(item, "fixturenames", ()):
+    if worker is None:
         yield
+        return
+    if f"{prefix(item.config)}vm_session" not in getattr(item, "fixturenames", ()):
+        result = yield
     else:
         with worker.session_limited(item):
-            yield
+            result = yield
+    found = worker.findings(item)
+    if found and result.excinfo is None:
+        result.force_exception(pytest.fail.Exception(found, pytrace=False))
 
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)

@@ -39,6 +39,8 @@ class Defaults:
                 self.timeout = parse_duration(given)
             except UsageError as error:
                 raise UsageError(f"{where}: {error}") from None
+        given_lint = config.getoption("vm_lint")
+        self.lint = bool(config.getini("vm_lint") if given_lint is None else given_lint)
         self.settings: dict[str, Any] = {}
         for name in DEFAULTS:
             given, where = self._find(name)

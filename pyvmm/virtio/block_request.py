@@ -93,7 +93,8 @@ def parse(chain: Chain, types: Collection[int], capacity: int, readonly: bool) -
     if room < 0 or given < 0:
         raise QueueError(
             f"a block request of {chain.readable_length} readable and {chain.writable_length} writable bytes "
-            f"(expected {HEADER.size} or more, and 1 or more)"
+            f"(expected {HEADER.size} or more, and 1 or more)",
+            rule="blk-header",
         )
     first = chain.readable[0]
     kind, _, sector = HEADER.unpack_from(first if len(first) >= HEADER.size else chain.read(0, HEADER.size))

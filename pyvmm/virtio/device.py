@@ -76,6 +76,8 @@ class VirtioDevice(Stateful):
     """A plan of faults on purpose (`pyvmm.virtio.faults`), or None."""
     trace: Any = None
     """What records the use of the queues (`pyvmm.trace`), or None."""
+    lint: Any = None
+    """Who judges the driver (`pyvmm.virtio.lint`), or None."""
     native = True
     """Whether C may serve the queues, as far as it can (pyvmm.virtio.native); otherwise Python does it all."""
     paused = False
@@ -213,7 +215,7 @@ class VirtioDevice(Stateful):
         try:
             queue.enable(self.memory, self.features)
         except QueueError as error:
-            self.fail(str(error))
+            self.broken(error)
 
     def disable_queue(self, queue: Virtqueue) -> None:
         """The driver takes `queue` out of use. `lock` is held."""
@@ -268,7 +270,7 @@ class VirtioDevice(Stateful):
         try:
             work(*arguments)
         except QueueError as error:
-            self.fail(str(error))
+            self.broken(error)
         if trace is not None:
             trace.end(self)
         for queue in self.queues:
@@ -287,6 +289,12 @@ class VirtioDevice(Stateful):
         own = self.deadline()
         if own is not None and own <= now:
             self.tick(now)
+
+    def broken(self, error: QueueError) -> None:
+        """The driver has broken a ring: ask for a reset."""
+        if self.lint is not None:
+            self.lint.broken(error)
+        self.fail(str(error))
 
     # --- For kinds of device ------------------------------------------------------------------------------------------
 

@@ -34,9 +34,20 @@ from pyvmm.virtio.spec import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Protocol
 
     from pyvmm.memory import GuestMemory
     from pyvmm.virtio.native import NativeQueue
+
+    class Watch(Protocol):
+        """Who looks on; both with the device's `plane` held."""
+
+        def took(self, queue: Virtqueue, chain: Chain) -> None:
+            """`chain` has been taken."""
+
+        def gave(self, queue: Virtqueue, chain: Chain, more: bool) -> None:
+            """`chain` is about to be given back; with `more`, so that the driver does not see it yet."""
+
 
 _DESCRIPTOR = Struct("<QIHH")
 _FENCE = Lock()
@@ -53,7 +64,16 @@ def fence() -> None:
 
 
 class QueueError(Exception):
-    """The driver has broken the rules of the ring; the text says which. Data for the device, never raised out of it."""
+    """The driver has broken the rules of the ring; the text says which. Data for the device, never raised out of it.
+
+    rule    the rule's name in `pyvmm.virtio.lint`
+    queue   the queue's number, or None where it is that of the chain taken last
+    """
+
+    def __init__(self, text: str, *, rule: str, queue: int | None = None) -> None:
+        super().__init__(text)
+        self.rule = rule
+        self.queue = queue
 
 
 class Virtqueue:
@@ -66,6 +86,7 @@ class Virtqueue:
     ready       whether it is enabled
     unfinished  whether `chains()` has ended before the queue was empty: the driver will not notify of the rest
     native      what C needs of this use of the queue, if it was made (pyvmm.virtio.native), or None
+    watch       who is told of every chain that is taken and given back (pyvmm.virtio.lint), or None
     """
 
     __slots__ = (
@@ -90,12 +111,14 @@ class Virtqueue:
         "ready",
         "size",
         "unfinished",
+        "watch",
     )
 
     def __init__(self, index: int, max_size: int) -> None:
         self.index = index
         self.max_size = max_size
         self.ready = False
+        self.watch: Watch | None = None
         self._generation = 0
         self._drop()
         self.clear()
@@ -128,7 +151,11 @@ class Virtqueue:
         """
         size = self.size
         if not 0 < size <= self.max_size or size & (size - 1):
-            raise QueueError(f"queue {self.index}: size {size} (expected a power of two up to {self.max_size})")
+            raise QueueError(
+                f"queue {self.index}: size {size} (expected a power of two up to {self.max_size})",
+                rule="queue-size",
+                queue=self.index,
+            )
         parts = (
             ("descriptor table", self.descriptors, DESC_SIZE * size, DESC_ALIGN),
             ("available ring", self.driver, 6 + 2 * size, AVAIL_ALIGN),
@@ -137,15 +164,27 @@ class Virtqueue:
         views = []
         for name, gpa, length, align in parts:
             if gpa % align:
-                raise QueueError(f"queue {self.index}: {name} at {gpa:#x} (expected a multiple of {align})")
+                raise QueueError(
+                    f"queue {self.index}: {name} at {gpa:#x} (expected a multiple of {align})",
+                    rule="queue-misaligned",
+                    queue=self.index,
+                )
             try:
                 views.append(memory.view(gpa, length))
             except GuestMemoryError:
-                raise QueueError(f"queue {self.index}: {name} at {gpa:#x}+{length:#x} is not in RAM") from None
+                raise QueueError(
+                    f"queue {self.index}: {name} at {gpa:#x}+{length:#x} is not in RAM",
+                    rule="queue-outside-ram",
+                    queue=self.index,
+                ) from None
         ordered = sorted(parts, key=lambda part: part[1])
         for (first, start, length, _), (second, gpa, _, _) in pairwise(ordered):
             if start + length > gpa:
-                raise QueueError(f"queue {self.index}: {first} and {second} overlap at {gpa:#x}")
+                raise QueueError(
+                    f"queue {self.index}: {first} and {second} overlap at {gpa:#x}",
+                    rule="queue-overlap",
+                    queue=self.index,
+                )
         self._table = views[0]
         self._avail = views[1].cast("H")
         self._used = views[2].cast("H")
@@ -196,15 +235,29 @@ class Virtqueue:
             return None
         size = self.size
         if waiting > size:
-            raise QueueError(f"queue {self.index}: available index jumps by {waiting} in a ring of {size}")
+            raise QueueError(
+                f"queue {self.index}: available index jumps by {waiting} in a ring of {size}",
+                rule="index-jump",
+                queue=self.index,
+            )
         head = self._avail[2 + (position & (size - 1))]
         if head >= size:
-            raise QueueError(f"queue {self.index}: head {head} is made available in a table of {size}")
+            raise QueueError(
+                f"queue {self.index}: head {head} is made available in a table of {size}",
+                rule="head-out-of-range",
+                queue=self.index,
+            )
         if self._in_flight[head]:
-            raise QueueError(f"queue {self.index}: head {head} is made available while it is in flight")
+            raise QueueError(
+                f"queue {self.index}: head {head} is made available while it is in flight",
+                rule="descriptor-in-flight",
+                queue=self.index,
+            )
         chain = self._walk(head)
         self._in_flight[head] = 1
         self._next_avail = (position + 1) & 0xFFFF
+        if self.watch is not None:
+            self.watch.took(self, chain)
         return chain
 
     def chains(self, limit: int = 0) -> Iterator[Chain]:
@@ -246,44 +299,86 @@ class Virtqueue:
                 continue
             left -= 1
             if left < 0:
-                raise QueueError(f"queue {self.index}: chain {head} is longer than the queue, or a loop")
+                raise QueueError(
+                    f"queue {self.index}: chain {head} is longer than the queue, or a loop",
+                    rule="chain-loop",
+                    queue=self.index,
+                )
             total += length
             if total > CHAIN_LIMIT:
-                raise QueueError(f"queue {self.index}: chain {head} is longer than 2^32 bytes")
+                raise QueueError(
+                    f"queue {self.index}: chain {head} is longer than 2^32 bytes",
+                    rule="chain-too-long",
+                    queue=self.index,
+                )
             if length:
                 try:
                     view = memory.view(gpa, length)
                 except GuestMemoryError:
-                    raise QueueError(f"queue {self.index}: buffer at {gpa:#x}+{length:#x} is not in RAM") from None
+                    raise QueueError(
+                        f"queue {self.index}: buffer at {gpa:#x}+{length:#x} is not in RAM",
+                        rule="buffer-outside-ram",
+                        queue=self.index,
+                    ) from None
                 if flags & DESC_F_WRITE:
                     writable.append(view)
                     gpas.append(gpa)
                 elif writable:
-                    raise QueueError(f"queue {self.index}: chain {head} has a readable buffer after a writable one")
+                    raise QueueError(
+                        f"queue {self.index}: chain {head} has a readable buffer after a writable one",
+                        rule="readable-after-writable",
+                        queue=self.index,
+                    )
                 else:
                     readable.append(view)
             if not flags & DESC_F_NEXT:
                 return Chain(head, readable, writable, self._generation, gpas)
             if following >= entries:
-                raise QueueError(f"queue {self.index}: chain {head} goes on at {following} in a table of {entries}")
+                raise QueueError(
+                    f"queue {self.index}: chain {head} goes on at {following} in a table of {entries}",
+                    rule="next-out-of-range",
+                    queue=self.index,
+                )
             at = following
 
     def _indirect_table(self, memory: GuestMemory, gpa: int, length: int, flags: int, inside: bool) -> bytes:
         """A copy of an indirect table: the driver could change it between two looks (2.7.5.3)."""
         if not self._indirect:
-            raise QueueError(f"queue {self.index}: indirect descriptor, which was not negotiated")
+            raise QueueError(
+                f"queue {self.index}: indirect descriptor, which was not negotiated",
+                rule="indirect-not-negotiated",
+                queue=self.index,
+            )
         if inside:
-            raise QueueError(f"queue {self.index}: indirect descriptor in an indirect table")
+            raise QueueError(
+                f"queue {self.index}: indirect descriptor in an indirect table",
+                rule="indirect-nested",
+                queue=self.index,
+            )
         if flags & DESC_F_NEXT:
-            raise QueueError(f"queue {self.index}: indirect descriptor with NEXT")
+            raise QueueError(
+                f"queue {self.index}: indirect descriptor with NEXT", rule="indirect-next", queue=self.index
+            )
         if length == 0 or length % DESC_SIZE:
-            raise QueueError(f"queue {self.index}: indirect table of {length} bytes (expected a multiple of 16)")
+            raise QueueError(
+                f"queue {self.index}: indirect table of {length} bytes (expected a multiple of 16)",
+                rule="indirect-length",
+                queue=self.index,
+            )
         if length > DESC_SIZE * self.size:
-            raise QueueError(f"queue {self.index}: indirect table of {length} bytes for a queue of {self.size}")
+            raise QueueError(
+                f"queue {self.index}: indirect table of {length} bytes for a queue of {self.size}",
+                rule="indirect-too-long",
+                queue=self.index,
+            )
         try:
             return memory.read(gpa, length)
         except GuestMemoryError:
-            raise QueueError(f"queue {self.index}: indirect table at {gpa:#x}+{length:#x} is not in RAM") from None
+            raise QueueError(
+                f"queue {self.index}: indirect table at {gpa:#x}+{length:#x} is not in RAM",
+                rule="indirect-outside-ram",
+                queue=self.index,
+            ) from None
 
     def taken(self, head: int) -> Chain:
         """The chain that C has taken and has done with, but for giving it back: its buffers are not among it."""
@@ -305,6 +400,8 @@ class Virtqueue:
         the driver does not see it before the next one is given back: a network device may need that (5.1.6.4.1).
         """
         if chain.give_back() and chain.generation == self._generation and self.ready:
+            if self.watch is not None:
+                self.watch.gave(self, chain, more)
             self._in_flight[chain.head] = 0
             at = (self._next_used & (self.size - 1)) * 2
             self._used_elements[at] = chain.head

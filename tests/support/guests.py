@@ -33,3 +33,8 @@ def says(text: bytes, status_value: int = 0) -> bytes:
         + bytes.fromhex("e6f4 f4")
         + text
     )  # fmt: skip
+
+
+DRIVER_OK_FIRST = bytes.fromhex("c705700000d004000000 b005 e6f4 f4")
+"""Protected mode: movl $4, 0xd0000070; mov $5, %al; out %al, $0xf4; hlt. A virtio driver of the worst kind: DRIVER_OK,
+and nothing before it."""

@@ -27,9 +27,10 @@ class MmioRegisters:
 
     can_disable = True
     """Whether a queue can be taken out of use by itself."""
+    make = VirtioMmio
 
     def __init__(self, device, interrupt):
-        self.transport = VirtioMmio(device, interrupt)
+        self.transport = self.make(device, interrupt)
         self.bus = Bus("MMIO", 1 << 52)
         self.bus.attach(BASE, 0x1000, self.transport)
 
@@ -95,12 +96,13 @@ class PciRegisters:
 
     can_disable = False
     messages = True
+    make = VirtioPci
 
     def __init__(self, device, interrupt):
         self.interrupt = interrupt
         self.wires = Wires(self._message)
         self.line = IrqLine(self._pin)
-        self.transport = VirtioPci(device, self.wires, self.line)
+        self.transport = self.make(device, self.wires, self.line)
         self.bridge = HostBridge()
         self.bridge.plug(SLOT, self.transport.function)
         self.ports, self.bus = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
@@ -206,6 +208,11 @@ class PciRegisters:
         value &= (1 << 8 * size) - 1
         self.bus.write(self.at(spec.PCI_CAP_COMMON_CFG, COMMON[field].offset), size, value)
 
+    def put_vector(self, field, vector):
+        """Choose a message, and see whether it was taken (4.1.5.1.2.2)."""
+        self.put_common(field, vector)
+        return self.common(field) == vector
+
     def isr(self):
         return self.bus.read(self.at(spec.PCI_CAP_ISR_CFG), 1)
 
@@ -225,10 +232,10 @@ class PciRegisters:
             self.events &= ~value
         else:
             if register == "QueueReady" and value and self.messages:
-                self.put_common("queue_msix_vector", self.common("queue_select") + 1)
+                self.put_vector("queue_msix_vector", self.common("queue_select") + 1)
             self.put_common(NAMES[register], value)
             if register == "Status" and self.messages:
-                self.put_common("config_msix_vector", 0 if value else spec.MSI_NO_VECTOR)
+                self.put_vector("config_msix_vector", 0 if value else spec.MSI_NO_VECTOR)
             if register == "Status" and not value:
                 self.events = 0
 

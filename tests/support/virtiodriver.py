@@ -138,7 +138,7 @@ class Heap:
 
 
 class Driver:
-    """A driver with its device behind a transport, and a megabyte of RAM.
+    """A driver with its device behind a transport, one of TRANSPORTS or a class like those, and a megabyte of RAM.
 
     `get` and `put` take MMIO's names of registers whatever the transport; `registers` is the transport's driver.
     `on_interrupt()` is called at each interrupt, which `interrupts` counts.
@@ -153,7 +153,8 @@ class Driver:
         device.memory = self.memory
         self.interrupts = 0
         self.on_interrupt = lambda: None
-        self.registers = TRANSPORTS[transport or self.default](device, self._interrupt)
+        transport = transport or self.default
+        self.registers = TRANSPORTS.get(transport, transport)(device, self._interrupt)
         self.transport = self.registers.transport
         self.heap = Heap(self.memory, end=ram)
         self.rings: list[Ring] = []

@@ -41,6 +41,7 @@ faults = ["blk0:error"]
 fault_seed = 7
 datapath = "python"
 exits = "plain"
+lint = true
 switch_interval = 0.001
 
 [[disk]]

@@ -30,6 +30,7 @@ class Console:
 
 class FakeVm:
     vcpus, loops, exit, state, console_log = (), (), None, "running", b"first\\nlast words\\n"
+    findings = ()
 
     def __init__(self, config, **own):
         self.config, self.own = config, own
