@@ -8,12 +8,19 @@ from pyvmm.memory import GuestMemory
 
 SIZE, TABLE, AVAILABLE, USED = 8, 0x1000, 0x2000, 0x3000
 NEXT, WRITE = 1, 2
+LOOKS = 10_000  # more than any of these checks needs
 
 
 class Watched(GuestMemory):
-    """64 KiB that note in which order the used ring is written, and whether anything else is."""
+    """64 KiB that note in which order the used ring is written, and how often they are looked at."""
 
-    __slots__ = ("stores", "watching")
+    __slots__ = ("looks", "stores", "watching")
+
+    def view(self, gpa, length):
+        self.looks = getattr(self, "looks", 0) + 1
+        if self.looks > LOOKS:
+            raise AssertionError("it goes round and round: a chain may be a loop")
+        return super().view(gpa, length)
 
     def write(self, gpa, data):
         self.note(gpa, len(data))
