@@ -43,7 +43,7 @@ class ReadOnlyDisk(VirtioDevice):
             kind, _, sector = unpack("<IIQ", chain.read(0, 16))
             room, data = chain.writable_length - 1, b""
             status = 2 if kind else 1
-            if kind == 0 and sector * 512 + room <= len(self.image):
+            if kind == 0 and room % 512 == 0 and sector * 512 + room <= len(self.image):
                 data, status = self.image[sector * 512 : sector * 512 + room], 0
                 chain.write(data)
             chain.write(bytes([status]), room)

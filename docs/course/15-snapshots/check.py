@@ -119,9 +119,11 @@ else:
     try:
         state = vm.state
         if state != "made":
-            for _ in range(2):
-                counts.append(vm.memory.read_u32(0x600))
-                time.sleep(0.05)
+            counts = [vm.memory.read_u32(0x600)]
+            end = time.monotonic() + 10
+            while vm.memory.read_u32(0x600) == counts[0] and time.monotonic() < end:
+                time.sleep(0.001)
+            counts.append(vm.memory.read_u32(0x600))
     finally:
         vm.close()
     print(json.dumps({"counts": counts, "state": state}))

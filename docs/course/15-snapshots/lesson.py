@@ -35,9 +35,9 @@ def go_on():
             with VM.restore(path, paused=True) as clone:
                 begins = counter(clone)
                 clone.resume()
-                time.sleep(0.05)
-                went_on = "and goes on" if counter(clone) > begins else "and stands still"
-                print(f"the {name} clone begins at {begins} {went_on}")
+                while counter(clone) == begins:
+                    time.sleep(0.001)
+                print(f"the {name} clone begins at {begins} and goes on")
 
 
 def inside():
@@ -61,9 +61,9 @@ def dirty():
         sregs.cs.base, sregs.cs.selector, regs.rip = 0, 0, 0x7C00
         vcpu.set_sregs(sregs)
         vcpu.set_regs(regs)
-        Timer(0.05, vcpu.kick).start()
+        Timer(0.5, vcpu.kick).start()
         vcpu.run()
-        for when in ("after 50 ms of running", "without running since"):
+        for when in ("after half a second of running", "without running since"):
             bitmap = int.from_bytes(vm.dirty_log(0), "little")
             pages = [page for page in range(256) if bitmap >> page & 1]
             print(f"{when}: {len(pages)} of 256 pages, the first {pages[:3]}, the last {pages[-3:]}")
