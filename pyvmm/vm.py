@@ -498,7 +498,7 @@ class VM(Endings, GuestParts):
         self._ended_at = time.monotonic()
         self.machine.hot.drain()
         if self.gdb is not None:
-            self.gdb.ended()
+            self.gdb.withdraw()
         if self._virtio is not None:
             self._virtio.settle()
         assert self._control.outcome is not None
@@ -508,6 +508,8 @@ class VM(Endings, GuestParts):
         self._announce("ended")
         if self._tracer is not None:
             self._tracer.end(outcome)
+        if self.gdb is not None:
+            self.gdb.ended(outcome)
 
     def _report(self, outcome: Outcome) -> CrashReport:
         return self._diagnosis.report(outcome)

@@ -11,9 +11,10 @@ from typing import Any
 from pyvmm.boot import segments, x86
 from pyvmm.boot.x86 import GENERAL_REGISTERS, SEGMENT_REGISTERS, CpuState
 from pyvmm.bus import Bus
+from pyvmm.debug.gdb.loop import DebuggedLoop
 from pyvmm.debug.gdb.monitor import Monitor
 from pyvmm.debug.gdb.session import Session
-from pyvmm.debug.gdb.target import DebuggedLoop, Target
+from pyvmm.debug.gdb.target import Target
 from pyvmm.errors import KvmError
 from pyvmm.kvm.constants import KVM_GUESTDBG_BLOCKIRQ
 from pyvmm.kvm.exits import Debug, Exit, InternalError, Interrupted
@@ -190,7 +191,7 @@ class Rig:
         while True:
             assert self.stopped.wait(max(0.0, deadline - time.monotonic())), "it did not stop"
             self.stopped.clear()
-            found = self.session.stopped()
+            found = self.session.report()
             if found:
                 return found
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HELP = (
     *USAGE.splitlines(),
+    "vcpu [N]            whose registers and page tables these are about, until the guest moves (default: who stopped)",
     "physical [on|off]   take addresses for guest-physical ones: in x, print, set and dump",
     "architecture [NAME] what the next connection is shown: auto, i8086, i386 or i386:x86-64",
     "help                this; addresses are numbers, registers or symbols, and perhaps +N",
@@ -31,10 +32,13 @@ class Monitor:
 
     def __init__(self, vm: Any, bits: int = 0) -> None:
         self.bits = bits
+        self.vcpu: int | None = None
+        """The vCPU that was chosen; None is the one that stopped."""
         self._vm = vm
 
     def run(self, command: str, index: int, memory: Memory) -> list[str]:
-        """What `command` says, with vCPU `index` in hand."""
+        """What `command` says, where vCPU `index` has stopped."""
+        index = index if self.vcpu is None else self.vcpu
         words = command[:LONGEST].split()
         try:
             if not words or words[0] == "help":
@@ -43,6 +47,8 @@ class Monitor:
                 return self._physical(words[1:], memory)
             if words[0] == "architecture":
                 return self._architecture(words[1:])
+            if words[0] == "vcpu":
+                return self._choose(words[1:], index)
             if words[0] in VIEWS:
                 physical = memory.physical and words[0] == "dump"
                 return look(self._vm, words, vcpu=index, physical=physical)
@@ -58,6 +64,14 @@ class Monitor:
         kind = "guest-physical" if memory.physical else "linear, through the page tables of the vCPU that is looked at"
         # gdb keeps what it has read until the guest moves or it writes.
         return [f"addresses are {kind}", *(["(gdb has a cache: maintenance flush dcache)"] if words else [])]
+
+    def _choose(self, words: list[str], index: int) -> list[str]:
+        if words:
+            index = int(words[0]) if words[0].isascii() and words[0].isdigit() and len(words[0]) < 4 else -1
+            if len(words) > 1 or not 0 <= index < len(self._vm.vcpus):
+                raise Refused(f"expected: monitor vcpu, then 0 to {len(self._vm.vcpus) - 1}")
+            self.vcpu = index
+        return [f"vCPU {index}, which is gdb's thread {index + 1}"]
 
     def _architecture(self, words: list[str]) -> list[str]:
         names = {"auto": 0, **{name: bits for bits, name in ARCHITECTURES.items()}}

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PACKET_SIZE = 16 << 10
 """Bytes of a payload at most, as `qSupported` says: both ways."""
+CHUNK = (PACKET_SIZE - 16) // 2
+"""Bytes of data in one packet, where each takes two digits."""
 INTERRUPT, PACKET, BAD, ACK, NAK = "interrupt", "packet", "bad", "ack", "nak"
 """What `Framer.feed` finds. BAD is a wrong checksum or too long."""
 

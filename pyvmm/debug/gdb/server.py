@@ -14,10 +14,11 @@ import threading
 import time
 
 from pyvmm import threads
+from pyvmm.debug.gdb.connection import FULL, Connection
+from pyvmm.debug.gdb.loop import DebuggedLoop
 from pyvmm.debug.gdb.monitor import Monitor
-from pyvmm.debug.gdb.packets import ACK, BAD, INTERRUPT, NAK, PACKET, Framer, encode
 from pyvmm.debug.gdb.session import Session
-from pyvmm.debug.gdb.target import DebuggedLoop, Target
+from pyvmm.debug.gdb.target import Target
 from pyvmm.errors import BackendError, PyvmmError, UsageError
 from pyvmm.events import EventFd
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyvmm.kvm.host import DebugAbilities
+    from pyvmm.runloop import Outcome
     from pyvmm.steering import Control
 
 HOST, PORT = "127.0.0.1", 1234
@@ -35,9 +37,6 @@ SLOW = 5.0
 """Seconds after which a client that does not read is dropped."""
 CLOSE_WAIT = 2.0
 """Seconds that `close()` waits for the client to be told."""
-PIECE = 1 << 16
-MOST_NAKS = 8
-"""How often in a row a client may ask for the same answer again."""
 
 
 def parse_where(text: str | int | bool) -> tuple[int, str]:
@@ -156,10 +155,15 @@ class GdbServer:
         assert self.target is not None
         return DebuggedLoop(self.target, *arguments)
 
-    def ended(self) -> None:
-        """The run is over, and every vCPU stands still."""
+    def withdraw(self) -> None:
+        """The run is over, and every vCPU stands still: leave nothing in the guest's memory."""
         if self.target is not None:
             self.target.points.withdraw()
+
+    def ended(self, outcome: Outcome) -> None:
+        """Tell the debugger how."""
+        if self.target is not None:
+            self.target.over = outcome
         self._notify()
 
     def close(self) -> None:
@@ -213,17 +217,18 @@ class GdbServer:
             if not self._path:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
-            time.sleep(0.1)  # out of descriptors, or gone again
+            time.sleep(FULL)  # out of descriptors, or gone again
             return None
         return client
 
     def _serve(self, client: socket.socket) -> None:
         target = self.target
-        assert target is not None
+        assert target is not None and self._listener is not None and self._wake is not None
         try:
             target.halt()
             target.connect(True)
-            Connection(self, client, Session(target, self._monitor)).run()
+            connection = Connection(client, Session(target, self._monitor))
+            connection.run(self._listener, self._wake, lambda: self._closing)
         except OSError:
             pass  # it has gone, or does not read
         except Exception as error:
@@ -235,80 +240,10 @@ class GdbServer:
     def _let_go(self, target: Target) -> None:
         """Without a debugger nothing stops the guest: one that ran runs on, one that stood waits for the next."""
         try:
-            if target.over is None and not target.held:
+            if not target.held:
                 target.run_free()
-            elif target.over is None:
+            elif target.control.outcome is None:
                 target.points.clear()
         except PyvmmError as error:
             self._say(f"the guest cannot be let go: {error}")
         target.connect(False)
-
-    @property
-    def closing(self) -> bool:
-        """Whether the VM is being closed."""
-        return self._closing
-
-
-class Connection:
-    """One client: bytes to packets, answers to bytes."""
-
-    def __init__(self, server: GdbServer, client: socket.socket, session: Session) -> None:
-        self._server = server
-        self._client = client
-        self._session = session
-        self._framer = Framer()
-        self._sent = b""
-        self._naks = 0
-
-    def run(self) -> None:
-        """Until the client or the run has ended. Raises OSError when the client is gone."""
-        server, session = self._server, self._session
-        listener, wake, target = server._listener, server._wake, server.target
-        assert listener is not None and wake is not None and target is not None
-        poll = select.poll()
-        for fd in (self._client.fileno(), listener.fileno(), wake.fd):
-            poll.register(fd, select.POLLIN)
-        while not session.leaving:
-            found = {fd for fd, _ in poll.poll()}
-            if wake.fd in found:
-                wake.drain()
-                if target.over is not None:
-                    self._send(session.ended(target.over))
-                    return
-                self._send(session.stopped())
-                if server.closing:
-                    return
-            if listener.fileno() in found:
-                other, _ = listener.accept()
-                other.close()  # there is a debugger already
-            if self._client.fileno() in found:
-                data = self._client.recv(PIECE)
-                if not data:
-                    return
-                for kind, payload in self._framer.feed(data):
-                    if not self._take(kind, payload):
-                        return
-
-    def _take(self, kind: str, payload: bytes) -> bool:
-        """Whether the connection goes on."""
-        session = self._session
-        if kind == INTERRUPT:
-            self._send(session.interrupt())
-        elif kind == NAK and self._sent and self._naks < MOST_NAKS:
-            self._naks += 1
-            self._client.sendall(self._sent)
-        elif kind == ACK:
-            self._naks = 0
-        elif kind == BAD and not session.no_ack:
-            self._client.sendall(b"-")
-        elif kind == PACKET:
-            if not session.no_ack:
-                self._client.sendall(b"+")
-            if not session.running:  # nothing but an interrupt is expected from one that waits for a stop
-                self._send(session.answer(payload))
-        return not session.leaving
-
-    def _send(self, packets: list[bytes]) -> None:
-        for packet in packets:
-            self._sent = encode(packet)
-            self._client.sendall(self._sent)

@@ -1,17 +1,17 @@
 """One debugger's connection: its packets, and what they do to the target.
 
 Imports its neighbours, runloop and errors. Follows the manual of gdb 13, appendix E "GDB Remote Serial Protocol", in
-all-stop mode. Threads are vCPUs, counted from 1. A session does no I/O: `answer`, `interrupt` and `stopped` return what
+all-stop mode. Threads are vCPUs, counted from 1. A session does no I/O: `answer`, `interrupt` and `report` return what
 is to be sent. What means nothing here is answered by an empty packet, which is how the protocol says so.
 """
 
 from __future__ import annotations
 
+from pyvmm.debug.gdb.access import Access
 from pyvmm.debug.gdb.description import Description
-from pyvmm.debug.gdb.memory import Memory
 from pyvmm.debug.gdb.monitor import Monitor
-from pyvmm.debug.gdb.packets import PACKET_SIZE
-from pyvmm.debug.gdb.registers import Refused, RegisterFile
+from pyvmm.debug.gdb.packets import CHUNK, PACKET_SIZE
+from pyvmm.debug.gdb.registers import Refused
 from pyvmm.debug.gdb.target import Action
 from pyvmm.errors import STATUS_KILLED, PyvmmError
 from pyvmm.runloop import Outcome
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from pyvmm.debug.gdb.description import Register
     from pyvmm.debug.gdb.target import Stop, Target
 
 SIGINT, SIGABRT, SIGTRAP = 2, 6, 5
@@ -30,23 +29,18 @@ FEATURES = (
     f"PacketSize={PACKET_SIZE:x};QStartNoAckMode+;qXfer:features:read+;vContSupported+;swbreak+;hwbreak+;multiprocess-"
 )
 _REASONS = {"break": "swbreak:;", "hardware": "hwbreak:;"}
-CHUNK = (PACKET_SIZE - 16) // 2
-"""Bytes of text in one packet of output, each of which takes two digits."""
 
 
-class Session:
-    """Packets of one connection to `target`. `vm` is what `monitor` shows."""
+class Session(Access):
+    """Packets of one connection to `target`."""
 
     def __init__(self, target: Target, monitor: Monitor) -> None:
-        self.target = target
+        super().__init__(target)
         self.no_ack = False
         self.running = False
         self.leaving = False
         """Whether the connection is to end once what was answered is sent."""
         self._monitor = monitor
-        self._memory = Memory(target)
-        self._thread = 0
-        self._resumed = 0
         self._last = self._reply(SIGTRAP, 0)
         self._said_bits = 0
         self.description = Description(monitor.bits or self._bits(0))
@@ -72,24 +66,24 @@ class Session:
         if not self.running:
             return []
         self.target.halt()
-        return self.stopped(interrupted=True)
+        return self.report(interrupted=True)
 
-    def stopped(self, *, interrupted: bool = False) -> list[bytes]:
+    def report(self, *, interrupted: bool = False) -> list[bytes]:
         """The target has come to a stop, or has ended: what the debugger is told, if it waits to be told."""
         target = self.target
-        if not interrupted:
-            target.settle()
         if target.over is not None:
             return self.ended(target.over)
-        if not self.running:
+        if not self.running or target.control.outcome is not None:
             return []
+        if not interrupted:
+            target.settle()
         found = target.take_stop()
         if found is None and not interrupted:
             return []
         self.running = False
         if found is None:
-            self._last = self._reply(SIGINT, self._resumed)
-            return [*self._notes(self._resumed), self._last]
+            self._last = self._reply(SIGINT, self.stopped)
+            return [*self._notes(self.stopped), self._last]
         index, stop = found
         self._last = self._describe(index, stop)
         return [*self._notes(index, stop.text), self._last]
@@ -114,7 +108,7 @@ class Session:
         return self._reply(signal, index, reason)
 
     def _reply(self, signal: int, index: int, reason: str = "") -> bytes:
-        self._thread = self._resumed = index
+        self.thread = self.stopped = index
         return f"T{signal:02x}thread:{index + 1:x};{reason}".encode()
 
     def _bits(self, index: int) -> int:
@@ -154,8 +148,10 @@ class Session:
         if not actions:
             return [b"E01"]
         stepping = [index for index, action in actions.items() if action.step]
-        self._resumed = stepping[0] if stepping else self._thread
+        if stepping:
+            self.stopped = stepping[0]
         self.target.resume(actions)
+        self._monitor.vcpu = None
         self.running = True
         notes, self.target.points.notes = self.target.points.notes, []
         return [packet for note in notes for packet in _output(f"pyvmm: {note}\n")]
@@ -166,7 +162,7 @@ class Session:
 
     def _step(self, text: str) -> list[bytes]:
         self._jump(text)
-        return self._resume({self._thread: Action(step=True)})
+        return self._resume({self.thread: Action(step=True)})
 
     def _continue_signal(self, text: str) -> list[bytes]:
         return self._continue(text.partition(";")[2])
@@ -177,7 +173,7 @@ class Session:
     def _jump(self, text: str) -> None:
         if text:
             pc = next(register for register in self.description.registers if register.source == "pc")
-            self._write(pc, int(text, 16).to_bytes(pc.bits // 8, "little"))
+            self.write(pc, int(text, 16).to_bytes(pc.bits // 8, "little"))
 
     def _detach(self, _: str) -> bytes:
         self.target.run_free()
@@ -199,7 +195,7 @@ class Session:
         number = -1 if thread == "-1" else int(thread, 16)
         if number == -1:
             return list(range(len(self.target.vcpus)))
-        index = number - 1 if number else self._thread
+        index = number - 1 if number else self.thread
         if not 0 <= index < len(self.target.vcpus):
             raise ValueError(thread)
         return [index]
@@ -207,7 +203,7 @@ class Session:
     def _choose(self, text: str) -> bytes:
         indices = self._indices(text[1:])
         if text[:1] == "g" and text[1:] != "-1":
-            self._thread = indices[0]
+            self.thread = indices[0]
         return b"OK"
 
     def _alive(self, text: str) -> bytes:
@@ -223,82 +219,7 @@ class Session:
         return f"vCPU {index}: {state.describe_mode() if state.whole else 'cannot be read'}".encode().hex().encode()
 
     def _current(self, _: str) -> bytes:
-        return b"QC%x" % (self._thread + 1)
-
-    # --- Registers ---------------------------------------------------------------------------------------------------
-
-    def _file(self) -> RegisterFile:
-        return RegisterFile(self.target.vcpus[self._thread])
-
-    def _read_all(self, _: str) -> bytes:
-        file = self._file()
-        return b"".join(_hex(file.read(register), register.bits) for register in self.description.registers)
-
-    def _write_all(self, text: str) -> bytes:
-        file, data, at = self._file(), bytes.fromhex(text), 0
-        for register in self.description.registers:
-            size = register.bits // 8
-            file.write(register, data[at : at + size])
-            at += size
-        file.flush()
-        self.target.forget()
-        return b"OK"
-
-    def _read_one(self, text: str) -> bytes:
-        register = self.description.registers[_natural(text)]
-        return _hex(self._file().read(register), register.bits)
-
-    def _write_one(self, text: str) -> bytes:
-        number, _, value = text.partition("=")
-        self._write(self.description.registers[_natural(number)], bytes.fromhex(value))
-        return b"OK"
-
-    def _write(self, register: Register, data: bytes) -> None:
-        file = self._file()
-        file.write(register, data)
-        file.flush()
-        self.target.forget()
-
-    # --- Memory ------------------------------------------------------------------------------------------------------
-
-    def _read_memory(self, text: str) -> bytes:
-        address, _, length = text.partition(",")
-        try:
-            return self._memory.read(self._thread, int(address, 16), min(int(length, 16), CHUNK)).hex().encode()
-        except Refused:
-            return b"E0e"  # words would be taken for data
-
-    def _write_memory(self, text: str) -> bytes:
-        place, _, data = text.partition(":")
-        address, _, length = place.partition(",")
-        return self._store(int(address, 16), int(length, 16), bytes.fromhex(data))
-
-    def _write_binary(self, text: str) -> bytes:
-        place, _, data = text.partition(":")
-        address, _, length = place.partition(",")
-        return self._store(int(address, 16), int(length, 16), data.encode("latin-1"))
-
-    def _store(self, address: int, length: int, data: bytes) -> bytes:
-        if len(data) != length:
-            return b"E01"
-        self._memory.write(self._thread, address, data)
-        return b"OK"
-
-    # --- Breakpoints -------------------------------------------------------------------------------------------------
-
-    def _insert(self, text: str) -> bytes:
-        kind, address, length = _point(text)
-        points = self.target.points
-        try:
-            points.insert(kind, address, length, self.target.state(self._thread))
-        except Refused as error:
-            points.notes.append(str(error))  # gdb does not show all that is refused here
-            raise
-        return b"OK"
-
-    def _remove(self, text: str) -> bytes:
-        self.target.points.remove(*_point(text))
-        return b"OK"
+        return b"QC%x" % (self.thread + 1)
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 
@@ -319,7 +240,7 @@ class Session:
         return (b"m" if start + len(part) < len(xml) else b"l") + part
 
     def _command(self, text: str) -> list[bytes]:
-        lines = self._monitor.run(bytes.fromhex(text).decode("utf-8", "replace"), self._thread, self._memory)
+        lines = self._monitor.run(bytes.fromhex(text).decode("utf-8", "replace"), self.stopped, self.memory)
         return [*_output("\n".join(lines) + "\n"), b"OK"]
 
 
@@ -329,15 +250,15 @@ def _fixed(reply: bytes) -> Callable[[Session, str], bytes]:
 
 _HANDLERS: tuple[tuple[str, Callable[[Any, str], bytes | list[bytes]]], ...] = (
     ("?", Session._question),
-    ("g", Session._read_all),
-    ("G", Session._write_all),
-    ("p", Session._read_one),
-    ("P", Session._write_one),
-    ("m", Session._read_memory),
-    ("M", Session._write_memory),
-    ("X", Session._write_binary),
-    ("Z", Session._insert),
-    ("z", Session._remove),
+    ("g", Session.read_all),
+    ("G", Session.write_all),
+    ("p", Session.read_one),
+    ("P", Session.write_one),
+    ("m", Session.read_memory),
+    ("M", Session.write_memory),
+    ("X", Session.write_binary),
+    ("Z", Session.insert),
+    ("z", Session.remove),
     ("H", Session._choose),
     ("T", Session._alive),
     ("vCont?", _fixed(b"vCont;c;C;s;S;r")),
@@ -372,25 +293,6 @@ def _action(what: str) -> Action:
         first, _, end = what[1:].partition(",")
         return Action(step=True, within=(int(first, 16), int(end, 16)))
     raise ValueError(what)
-
-
-def _point(text: str) -> tuple[int, int, int]:
-    """Kind, address and length of a Z or z packet; conditions are the debugger's own. Raises ValueError."""
-    kind, address, length = text.partition(";")[0].split(",")
-    if kind not in ("0", "1", "2", "3", "4"):
-        raise ValueError(kind)
-    return int(kind), int(address, 16), int(length, 16)
-
-
-def _natural(text: str) -> int:
-    number = int(text, 16)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
-def _hex(data: bytes | None, bits: int) -> bytes:
-    return b"xx" * (bits // 8) if data is None else data.hex().encode()
 
 
 def _output(text: str) -> list[bytes]:

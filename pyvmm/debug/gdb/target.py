@@ -1,6 +1,6 @@
 """The VM as the debugger has it: it stands still, or some of its vCPUs run until one of them comes to a stop.
 
-Imports points, the run loop, debug.state, typed exits and KVM's constants. What is called `on_` is called on a vCPU's
+Imports points, inject, debug.state, typed exits and KVM's constants. What is called `on_` is called on a vCPU's
 thread, all else on the server's. `Target` holds the VM (`Control.hold_soon`) as long as the debugger wants it to stand;
 that is counted apart from `pause()`, so neither undoes the other. KVM_SET_GUEST_DEBUG: KVM API, 4.87.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 
 from pyvmm.cpubits import DR6_BS
+from pyvmm.debug.gdb.inject import BP, DB, pass_on
 from pyvmm.debug.gdb.points import ACCESS, EXECUTE, WRITE, Points
 from pyvmm.debug.state import capture
 from pyvmm.errors import KvmError
@@ -21,8 +22,7 @@ from pyvmm.kvm.constants import (
     KVM_GUESTDBG_USE_HW_BP,
     KVM_GUESTDBG_USE_SW_BP,
 )
-from pyvmm.kvm.exits import Debug, InternalError, Interrupted, Mmio, Pio
-from pyvmm.runloop import VcpuLoop
+from pyvmm.kvm.exits import Debug, InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from pyvmm.runloop import Outcome
     from pyvmm.steering import Control
 
-DB, BP = 1, 3
-"""Vectors of #DB and #BP."""
 MOST_STEPS = 5_000_000
 """Steps after which a search by stepping stops to ask whether it shall go on: minutes."""
 NOTICED = 1.0
@@ -78,6 +76,8 @@ class Target:
         self.can = can
         self.connected = False
         self.held = True
+        self.over: Outcome | None = None
+        """How the run ended: set when every vCPU stands still for good."""
         self._wake = wake
         self._quiet = quiet
         self._actions: dict[int, Action] = {}
@@ -100,11 +100,6 @@ class Target:
         control.hold_soon()
 
     # --- What the server asks ----------------------------------------------------------------------------------------
-
-    @property
-    def over(self) -> Outcome | None:
-        """How the run ended, if it has."""
-        return self.control.outcome
 
     @property
     def stood(self) -> float:
@@ -135,7 +130,7 @@ class Target:
     def settle(self) -> None:
         """After a stop: return when every vCPU stands still, and the data planes. Raises VcpuStuckError, KvmError."""
         self.control.await_still()
-        if self.over is None:
+        if self.control.outcome is None:
             self._quiet(True)
             for vcpu in self.vcpus:
                 vcpu.guest_debug(0)
@@ -192,7 +187,7 @@ class Target:
         self.halt()
         self.points.clear()
         self._stops = {}
-        if self.over is None:
+        if self.control.outcome is None:
             self.resume({index: Action() for index in range(len(self.vcpus))})
 
     def _debug(self, vcpu: Any, stepping: bool) -> None:
@@ -262,7 +257,7 @@ class Target:
             if state.whole and self.points.at(exit.pc, state) is not None:
                 self._on_planted(vcpu, state)
             else:
-                _pass_on(vcpu, BP, 0)  # one of the guest's own
+                pass_on(vcpu, BP, 0)  # one of the guest's own
             return
         hit = [point for at, point in enumerate(self.points.hardware) if exit.dr6 >> at & 1]
         if hit:
@@ -274,7 +269,7 @@ class Target:
         elif self.held:
             return  # the step that ended as the VM was being stopped
         else:
-            _pass_on(vcpu, DB, exit.dr6)
+            pass_on(vcpu, DB, exit.dr6)
 
     def _on_planted(self, vcpu: Any, state: VcpuState) -> None:
         found = self.points.at(state.linear_rip, state)
@@ -316,57 +311,3 @@ class Target:
         self._fatal = self._fatal or outcome
         self.on_stop(index, Stop("crash", text=f"{outcome.detail}; going on ends the run with status {outcome.status}"))
         return True
-
-
-def _pass_on(vcpu: Any, vector: int, dr6: int) -> None:
-    """Let the guest have an exception that is its own. KVM has not told it."""
-    if vector == DB:
-        debug = vcpu.get_debugregs()
-        debug.dr6 |= dr6
-        vcpu.set_debugregs(debug)
-    events = vcpu.get_vcpu_events()
-    exception = events.exception
-    exception.injected, exception.pending, exception.nr = 1, 0, vector
-    exception.has_error_code = exception.error_code = 0
-    events.flags = 0
-    vcpu.set_vcpu_events(events)
-
-
-class DebuggedLoop(VcpuLoop):
-    """A vCPU's loop that shows the debugger what is its own, before anybody completes or judges it."""
-
-    __slots__ = ("_completing", "_target")
-
-    def __init__(self, target: Target, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._target = target
-        self._completing = False
-
-    def dispatch(self, exit: Any) -> None:
-        """As its base; an instruction that is looked at is over when its access is complete."""
-        target = self._target
-        if target.on_exit(self.vcpu, exit):
-            self.note(exit)
-            return
-        super().dispatch(exit)
-        kind = exit.__class__
-        if kind is Interrupted or self._completing or not target.stepping(self.vcpu.index):
-            return
-        if kind is Pio or kind is Mmio:
-            self._complete()
-        if target.stepping(self.vcpu.index) and self._control.outcome is None:
-            target.on_step(self.vcpu)
-
-    def _complete(self) -> None:
-        self._completing = True
-        try:
-            self._finish_io()
-        finally:
-            self._completing = False
-        with self._control.condition:
-            if not self._control.attention:
-                self.vcpu.immediate_exit = False
-
-    def _fail(self, outcome: Outcome) -> None:
-        if not self._target.on_crash(self.vcpu.index, outcome):
-            super()._fail(outcome)
