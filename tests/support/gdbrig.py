@@ -147,31 +147,51 @@ def cpu(mode: str = "long") -> CpuState:
     return state
 
 
-class Rig:
-    """A VM of scripted vCPUs under a target, and a session; the client is the test."""
+class Machine:
+    """RAM, scripted vCPUs and what steers them; `threads` run them once started."""
 
-    def __init__(self, cpus: int = 1, mode: str = "long", can: DebugAbilities | None = None) -> None:
+    def __init__(self, cpus: int = 1, mode: str = "long") -> None:
         self.memory = GuestMemory.allocate([(0, RAM)])
         self.memory.write(TABLES, x86.identity_page_tables(TABLES))
         self.memory.write(GDT, segments.gdt([segments.long_code(), segments.flat_data()]))
         self.memory.write(CODE, bytes(range(64)))
         self.control = Control()
         self.quiet: list[bool] = []
-        self.stopped = threading.Event()
-        self.target = Target(can or DebugAbilities(), self.stopped.set, self.quiet.append)
         self.vcpus = [DebuggedVcpu(cpu(mode), index) for index in range(cpus)]
-        self.target.begin(self.control, self.vcpus, self.memory)
-        self.ports, mmio = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
-        self.loops = [DebuggedLoop(self.target, vcpu, self.ports, mmio, self.control) for vcpu in self.vcpus]
+        self.threads: list[threading.Thread] = []
+
+    def start(self, loop: Callable[..., DebuggedLoop]) -> None:
+        """Run the vCPUs; `loop` makes their loops."""
+        ports, mmio = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
+        loops = [loop(vcpu, ports, mmio, self.control) for vcpu in self.vcpus]
         self.control.steer(self.vcpus)
-        self.threads = [threading.Thread(target=loop.run, daemon=True) for loop in self.loops]
+        self.threads = [threading.Thread(target=one.run, daemon=True) for one in loops]
         for thread in self.threads:
             thread.start()
+
+    def end(self) -> None:
+        """End the run and give the memory back."""
+        self.control.end(Outcome("stopped", 0))
+        for thread in self.threads:
+            thread.join(LIMIT)
+            assert not thread.is_alive()
+        self.memory.close()
+
+
+class Rig(Machine):
+    """Such a machine under a target, and a session; the client is the test."""
+
+    def __init__(self, cpus: int = 1, mode: str = "long", can: DebugAbilities | None = None) -> None:
+        super().__init__(cpus, mode)
+        self.stopped = threading.Event()
+        self.target = Target(can or DebugAbilities(), self.stopped.set, self.quiet.append)
+        self.target.begin(self.control, self.vcpus, self.memory)
+        self.start(lambda *arguments: DebuggedLoop(self.target, *arguments))
         self.target.halt()
         self.target.connect(True)
         for vcpu in self.vcpus:
             vcpu.debugging.clear()
-        self.monitor = Monitor(SimpleNamespace())
+        self.monitor = Monitor(SimpleNamespace(vcpus=self.vcpus))
         self.session = Session(self.target, self.monitor)
 
     def ask(self, packet: str | bytes) -> str:
@@ -194,13 +214,6 @@ class Rig:
             found = self.session.report()
             if found:
                 return found
-
-    def end(self) -> None:
-        self.control.end(Outcome("stopped", 0))
-        for thread in self.threads:
-            thread.join(LIMIT)
-            assert not thread.is_alive()
-        self.memory.close()
 
 
 def at(address: int, exit: Exit) -> Callable[[DebuggedVcpu], Exit]:

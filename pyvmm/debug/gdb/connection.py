@@ -52,8 +52,6 @@ class Connection:
                 self._send(session.report())
                 if closing():
                     return
-            if listener.fileno() in found:
-                _hang_up(listener)
             if self._client.fileno() in found:
                 data = self._client.recv(PIECE)
                 if not data:
@@ -61,6 +59,8 @@ class Connection:
                 for kind, payload in self._framer.feed(data):
                     if not self._take(kind, payload):
                         return
+            elif listener.fileno() in found:  # and not in place of a client whose end is still to be read
+                _hang_up(listener)
 
     def _take(self, kind: str, payload: bytes) -> bool:
         """Whether the connection goes on."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 HOST, PORT = "127.0.0.1", 1234
 UNIX = "unix:"
+BACKLOG = 8
 SLOW = 5.0
 """Seconds after which a client that does not read is dropped."""
 CLOSE_WAIT = 2.0
@@ -95,7 +96,7 @@ class GdbServer:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((HOST, self._port))
-            listener.listen(1)
+            listener.listen(BACKLOG)
             self._port = listener.getsockname()[1]
         except BaseException:
             listener.close()
@@ -110,7 +111,7 @@ class GdbServer:
             listener.bind(self._path)
             self._inode = os.stat(self._path).st_ino
             os.chmod(self._path, 0o600)
-            listener.listen(1)
+            listener.listen(BACKLOG)
         except BaseException:
             listener.close()
             raise
