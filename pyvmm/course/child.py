@@ -186,7 +186,8 @@ def _judge(folder: str, name: str, work: str, live: bool) -> str:
     try:
         exercise = _module(path, "exercise.py", "exercise")
     except SyntaxError as error:
-        return f"{error.filename}, line {error.lineno}: {error.msg}"
+        where = f", line {error.lineno}" if error.lineno else ""
+        return f"{error.filename or 'exercise.py'}{where}: {error.msg}"
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except BaseException as error:
@@ -206,7 +207,8 @@ def _judge(folder: str, name: str, work: str, live: bool) -> str:
 
 def _raised(error: BaseException) -> str:
     """What came of the learner's code, with the line of it that was reached last."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     line = 0
     trace: TracebackType | None = error.__traceback__
     while trace:

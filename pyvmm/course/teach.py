@@ -121,8 +121,9 @@ class Teacher:
 
     def _line(self, prompt: str) -> str:
         """What is typed; at the end of input, as if the learner left."""
+        print(prompt, end="", flush=True)  # input() would show it on standard error, which is for what goes wrong
         try:
-            return input(prompt)
+            return input()
         except EOFError:
             print()
             raise Left from None
