@@ -9,8 +9,8 @@ def draw():
     d = Drawing(
         "The way of an interrupt",
         "A device's line is set by KVM_IRQ_LINE or an irqfd. Inside KVM it leads by its GSI to the PICs and to the "
-        "I/O APIC; these tell the local APIC of a vCPU a vector. The vector chooses a gate in the guest's IDT, the gate "
-        "the handler.",
+        "I/O APIC; these tell the local APIC of a vCPU a vector. The vector chooses a gate in the guest's IDT, the "
+        "gate the handler.",
     )
     device = d.box(10, 80, 120, 60, "device", kind="vmm", sub="line 5 high")
     d.box(200, 14, 310, 236, "in the kernel: KVM", kind="kvm", top=True, dashed=True)
@@ -35,8 +35,9 @@ def draw():
 def level():
     d = Drawing(
         "A level in time",
-        "Three letters come at once: the line rises. Each interrupt takes one; after the end of the first and the second "
-        "the line is still high, so the next follows. The third takes the last letter: the line falls before its end.",
+        "Three letters come at once: the line rises. Each interrupt takes one; after the end of the first and the "
+        "second the line is still high, so the next follows. The third takes the last letter: the line "
+        "falls before its end.",
     )
 
     def row(y, name, points):
