@@ -56,6 +56,7 @@ def check_request(work):
     for piece in (0, 7, 1):
         if wrong := (
             expect(work, "of sector 2", disk, 0, 513, b"C" * 512, kind=IN, sector=2, room=512, piece=piece)
+            or expect(work, "of the last sector", disk, 0, 513, b"H" * 512, kind=IN, sector=7, room=512, piece=piece)
             or expect(work, "of 3 sectors", disk, 0, 1537, bytes(disk.data[:1536]), kind=IN, room=1536, piece=piece)
         ):
             return wrong
