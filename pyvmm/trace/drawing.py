@@ -43,7 +43,8 @@ def data(figures: Figures, timeline: Timeline, kinds: list[str]) -> dict[str, An
     points["rip"] = [rips.setdefault(row[5], len(rips)) for row in rows]
     colors = min(len(kinds), COLORS + 1)
     told = list(timeline.told)
-    depths = list(timeline.depths.series.items())[:LANES]
+    depths = [(key, bins) for key, bins in timeline.depths.series.items() if any(bins)]
+    depths = sorted(depths, key=lambda pair: -sum(pair[1]))[:LANES]  # the busiest
     return {
         "length": figures.length,
         "longest": max(points["handle"], default=0),

@@ -21,6 +21,8 @@ NAMES = 4096
 """Different names that are kept of one sort; what else comes is counted under OTHERS."""
 OTHERS = "(others)"
 PHASES = 256
+LEVELS = ("pages_", "max_", "nx_lpage_splits")
+"""How KVM's statistics begin that are no counters."""
 
 
 class Tally:
@@ -188,11 +190,14 @@ class Figures:
 
     @property
     def kvm(self) -> dict[str, int]:
-        """By how much KVM's own counters grew between their first and last reading, over all vCPUs; only what did."""
+        """By how much KVM's own counters grew between their first and last reading, over all vCPUs; only what did.
+
+        What is no counter but a level is left out.
+        """
         grown: dict[str, int] = {}
         for first, last in self.counters.values():
             for name, value in last.items():
-                if value > first.get(name, 0):
+                if value > first.get(name, 0) and not name.startswith(LEVELS):
                     grown[name] = grown.get(name, 0) + value - first.get(name, 0)
         return grown
 

@@ -29,7 +29,7 @@ WORDS = {
 """What devices and exit reasons are in a sentence; others are called by their name."""
 TOLD = 3
 """Kinds that the headline names."""
-WORTH = 0.05
+WORTH = 0.02
 """Share of all exits from which on a kind but the first is worth naming."""
 
 

@@ -16,12 +16,12 @@ from importlib.resources import files
 
 from pyvmm.errors import UsageError
 from pyvmm.trace.convert import whole
-from pyvmm.trace.drawing import COLORS, LANES, color_of, data, names
+from pyvmm.trace.drawing import COLORS, LANES, data, names
 from pyvmm.trace.fields import duration, grouped, percent, text
 from pyvmm.trace.figures import Figures, by_count
 from pyvmm.trace.headline import exits, in_words, times
 from pyvmm.trace.reader import read
-from pyvmm.trace.summary import COUNTERS, PERCENTILES, ended, inside, machine
+from pyvmm.trace.summary import COUNTERS, PERCENTILES, counted, ended, inside, machine
 from pyvmm.trace.timeline import Timeline
 
 TYPE_CHECKING = False
@@ -118,18 +118,21 @@ def _bars(figures: Figures, kinds: list[str]) -> str:
     ranked = by_count(figures.kinds)
     if not ranked:
         return ""
-    most = ranked[0][1].count
-    longest = max(cost.handle for _kind, cost in ranked) or 1
+    bars = [(in_words(kind), _mostly(figures, kind), cost.count, cost.handle) for kind, cost in ranked[:COLORS]]
+    if rest := ranked[COLORS:]:
+        listed = ", ".join(in_words(kind) for kind, _cost in rest[:4]) + (", ..." if len(rest) > 4 else "")
+        handle = sum(cost.handle for _kind, cost in rest)
+        bars.append(("all others", listed, sum(cost.count for _kind, cost in rest), handle))
+    most = max(count for _name, _also, count, _handle in bars)
+    longest = max(handle for _name, _also, _count, handle in bars) or 1
     rows = []
-    for kind, cost in ranked[: 2 * COLORS]:
-        color = color_of(kinds, kind)
-        also = f"<small>{escape(_mostly(figures, kind))}</small>"
+    for color, (name, also, count, handle) in enumerate(bars):
         rows.append(
-            f'<tr><th scope="row" class="l name">{_key(color)}{escape(in_words(kind))}{also}</th>'
-            f'<td class="bar">{_bar(cost.count / most, color)}</td><td>{grouped(cost.count)}</td>'
-            f"<td>{percent(cost.count, figures.total.count)}</td>"
-            f'<td class="bar time">{_bar(cost.handle / longest, color)}</td>'
-            f'<td class="time">{duration(cost.handle)}</td></tr>'
+            f'<tr><th scope="row" class="l name">{_key(color)}{escape(name)}<small>{escape(also)}</small></th>'
+            f'<td class="bar">{_bar(count / most, color)}</td><td>{grouped(count)}</td>'
+            f"<td>{percent(count, figures.total.count)}</td>"
+            f'<td class="bar time">{_bar(handle / longest, color)}</td>'
+            f'<td class="time">{duration(handle)}</td></tr>'
         )
     head = '<th class="l">went to</th><th class="l" colspan="2">exits</th><th>share</th>'
     head += '<th class="l time" colspan="2">time in handlers</th>'
@@ -140,7 +143,9 @@ def _bars(figures: Figures, kinds: list[str]) -> str:
 def _mostly(figures: Figures, kind: str) -> str:
     """The registers that most of a device's exits went to."""
     found = [(key, cost) for key, cost in by_count(figures.registers) if key[0] == kind][:3]
-    return ", ".join(f"{key[1]} {key[2]} {percent(cost.count, figures.kinds[kind].count)}" for key, cost in found)
+    shares = [(key, cost.count, figures.kinds[kind].count) for key, cost in found]
+    told = (f"{key[1]} {key[2]} {percent(part, whole)}" for key, part, whole in shares if part >= whole / 10)
+    return ", ".join(one.replace(" ", "\N{NO-BREAK SPACE}") for one in told)
 
 
 def _bar(share: float, color: int) -> str:
@@ -171,7 +176,7 @@ def _timeline(figures: Figures, timeline: Timeline, kinds: list[str]) -> str:
             " more."
         )
     if len(figures.vcpus) > LANES or len(figures.queues) > LANES:
-        notes.append(f"The first {LANES} vCPUs and queues have lanes; the tables have all.")
+        notes.append(f"The first {LANES} vCPUs and the busiest {LANES} queues have lanes; the tables have all.")
     notes.append(
         "Drag to move; double click, Ctrl + wheel or the buttons to zoom. With the timeline focused: arrow keys, + - 0,"
         " and , . from exit to exit. A block is as long as its handler ran."
@@ -307,7 +312,6 @@ def _interrupts(figures: Figures) -> str:
 
 
 def _kvm(figures: Figures) -> str:
-    ranked = sorted(figures.kvm.items(), key=lambda item: -item[1])
-    rows = [[name, COUNTERS.get(name, ""), grouped(many)] for name, many in ranked]
+    rows = [[name, COUNTERS.get(name, ""), grouped(many)] for name, many in counted(figures)]
     caption = inside(figures)
     return _section("What KVM counted itself", _table(["counter", "what", "grew by"], rows, 2, caption))

@@ -61,6 +61,14 @@ COUNTERS = {
     "mmu_flooded": "shadow pages dropped for being written often",
     "mmu_recycled": "shadow pages dropped for want of room",
     "mmu_unsync": "page tables out of step",
+    "req_event": "looks for interrupts to inject",
+    "remote_tlb_flush_requests": "TLB flushes asked of all vCPUs",
+    "preemption_other": "times that another thread had its CPU",
+    "preemption_reported": "times that the guest was told so",
+    "l1d_flush": "flushes of the L1 data cache",
+    "guest_mode": "whether it runs a guest of its own",
+    "directed_yield_attempted": "yields to another vCPU tried",
+    "directed_yield_successful": "yields to another vCPU",
 }
 """What KVM's counters count (Linux, arch/x86/include/asm/kvm_host.h, struct kvm_vcpu_stat and kvm_vm_stat)."""
 
@@ -83,8 +91,10 @@ def as_text(header: Record, figures: Figures) -> str:
 def machine(header: Record) -> str:
     """What the trace is of, in a line."""
     cpus, mem = number(header, "cpus"), number(header, "mem") >> 20
-    parts = [text(header, "kernel"), f"{cpus} CPU" + "s" * (cpus != 1) if cpus else "", f"{mem} MiB" if mem else ""]
-    parts += [text(header, "kvm"), text(header, "began"), "pyvmm " + text(header, "pyvmm")]
+    began, _, zone = text(header, "began").partition(".")
+    began = began.replace("T", " ") + (" UTC" if zone.endswith("+00:00") else "")
+    parts = [text(header, "kernel").rpartition("/")[2], f"{cpus} CPU" + "s" * (cpus != 1) if cpus else ""]
+    parts += [f"{mem} MiB" if mem else "", text(header, "kvm"), began, "pyvmm " + text(header, "pyvmm")]
     return ", ".join(part for part in parts if part.strip())
 
 
@@ -196,36 +206,38 @@ def _interrupts(figures: Figures) -> list[str]:
 
 
 def _kvm(figures: Figures) -> list[str]:
-    grown = figures.kvm
     if not figures.counters:
         return ["KVM's own counters", "  Not shown: the trace has none (Linux 5.14 and newer have a statistics file)."]
-    ranked = sorted(grown.items(), key=lambda item: (not _told(item[0]), -item[1]))
-    rows = [[name, COUNTERS.get(name, ""), grouped(many)] for name, many in ranked]
+    rows = [[name, COUNTERS.get(name, ""), grouped(many)] for name, many in counted(figures)]
     return [
         *_titled("KVM's own counters, from its statistics file", ["counter", "what", "grew by"], rows, 2),
         *(f"  {line}" for line in wrap(inside(figures), WIDTH - 2)),
     ]
 
 
-def _told(name: str) -> bool:
-    return name in ("exits", "insn_emulation")
+def counted(figures: Figures) -> list[tuple[str, int]]:
+    """KVM's counters that grew, those that are explained first, the largest first."""
+    return sorted(figures.kvm.items(), key=lambda item: (item[0] not in COUNTERS, -item[1]))
 
 
 def inside(figures: Figures) -> str:
-    """How many exits KVM dealt with itself, without coming to user space."""
-    exits, seen = figures.kvm.get("exits", 0), figures.total.count
-    if exits >= seen > 0:
-        alone = exits - seen
+    """How many exits KVM dealt with itself, without coming to user space, where its counters tell."""
+    kvm, seen = figures.kvm, figures.total.count
+    exits = kvm.get("exits", 0)
+    if not exits or not seen:
+        return ""
+    accesses = sum(tally.count for reason, tally in figures.reasons.items() if reason in ("IO", "MMIO"))
+    if exits < seen or kvm.get("io_exits", 0) + kvm.get("mmio_exits", 0) < accesses // 2:
         return (
-            f"KVM counts {grouped(exits)} exits; {grouped(seen)} came to user space, so it dealt with"
-            f" {grouped(alone)} ({percent(alone, exits)}) itself."
+            f"KVM counts {grouped(exits)} exits of the processor. Most of the {grouped(seen)} that came to user space"
+            f" are not among them: KVM emulated {grouped(kvm.get('insn_emulation', 0))} of the guest's instructions,"
+            " and what such a one asks of a device is no exit of the processor."
         )
-    if exits:
-        return (
-            f"KVM counts {grouped(exits)} exits, fewer than the {grouped(seen)} that came to user space: where it"
-            " emulates the guest's instructions, an access is no exit of the processor."
-        )
-    return ""
+    alone = exits - seen
+    return (
+        f"KVM counts {grouped(exits)} exits; {grouped(seen)} came to user space, so it dealt with"
+        f" {grouped(alone)} ({percent(alone, exits)}) itself."
+    )
 
 
 def _titled(title: str, head: Sequence[str], rows: list[list[str]], left: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import json
 import re
@@ -232,6 +233,68 @@ def test_a_browser_draws_it_without_a_network_or_an_error(made, tmp_path):
     root = re.search(r"<html[^>]*>", shown)[0]
     assert 'data-drawn="2001"' in root and "data-error" not in root
     assert re.search(r'id="range"[^>]*>0\S* \S+ to \S+ ms<', shown)
+
+
+PROBE = """
+window.requestAnimationFrame = (done) => setTimeout(done, 16);  // without a screen there are no frames
+const canvas = document.getElementById("canvas"), root = document.documentElement, box = canvas.getBoundingClientRect();
+const text = (id) => document.getElementById(id).innerText;
+const frame = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+const move = (x, y) => canvas.dispatchEvent(
+  new PointerEvent("pointermove", { clientX: box.left + x, clientY: box.top + y, bubbles: true }));
+const key = (key) => canvas.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+(async () => {
+  const tips = new Set();
+  for (let y = 30; y < box.height; y += 9) { move(box.width / 2, y); tips.add(text("tip")); }
+  root.dataset.tips = [...tips].join(" | ");
+  root.dataset.all = text("range");
+  for (let n = 0; n < 6; n++) key("+");
+  key("ArrowRight");
+  await frame();
+  root.dataset.zoomed = text("range");
+  for (let n = 0; n < 40; n++) key("+");
+  key("."); key("."); key(",");
+  root.dataset.chosen = text("chosen");
+  await frame();
+  document.querySelector("[data-kind='0']").click();
+  key("0");
+  document.getElementById("measure").value = "times";
+  document.getElementById("measure").dispatchEvent(new Event("change"));
+  canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: -9, ctrlKey: true, clientX: box.left + 9, cancelable: true }));
+  await frame();
+  root.dataset.last = text("range");
+  root.dataset.done = "yes";
+})();
+"""
+
+
+def attribute(shown: str, name: str) -> str:
+    found = re.search(rf' data-{name}="([^"]*)"', shown.partition("<head>")[0])
+    assert found is not None, f"no data-{name}"
+    return html.unescape(found[1])
+
+
+@pytest.mark.needs("chromium")
+def test_in_a_browser_one_may_point_zoom_and_go_from_exit_to_exit(made, tmp_path):
+    # The probe is no script of the page's own, so the policy that would stop it has to go.
+    source = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", made)
+    source = source.replace("</body>", f"<script>{PROBE}</script></body>")
+    shown, console = chromium.dom(write_page(tmp_path / "p.html", source))
+    assert console == [] and attribute(shown, "done") == "yes"
+    tips = attribute(shown, "tips")
+    for told in ("vCPU 0, RIP 0xffffffff81", "handler ", "the serial port: ", "in flight at", "interrupts"):
+        assert told in tips, tips
+    assert "LSR 0x60: THRE TEMT" in tips or "THR 0x41" in tips
+    assert attribute(shown, "all").startswith("0.")
+    assert len({attribute(shown, name) for name in ("all", "zoomed", "last")}) == 3
+    assert re.search(r"(read|write) of 1 byte at .* RIP 0xf+81", attribute(shown, "chosen"))
+
+
+@pytest.mark.needs("chromium")
+def test_a_policy_that_stops_scripts_of_others_is_in_force(made, tmp_path):
+    source = made.replace("</body>", "<script>document.documentElement.dataset.pwned = 1</script></body>")
+    shown, console = chromium.dom(write_page(tmp_path / "p.html", source))
+    assert "data-pwned" not in shown and "Content Security Policy" in " ".join(console)
 
 
 @pytest.mark.needs("chromium")

@@ -42,14 +42,14 @@
   }
 
   // The lanes, from top to bottom.
-  const AXIS = 22, PHASES = data.phases.length ? 20 : 0, CHART = 190, LANE = 46, GAP = 8;
+  const AXIS = 22, PHASES = data.phases.length ? 20 : 0, CHART = 190, LANE = 44, GAP = 8;
   function place() {
     let top = AXIS + PHASES + GAP;
     const add = (lane, height) => { lanes.push({ ...lane, top, height }); top += height + GAP; };
     lanes = [];
     add({ kind: "chart" }, CHART);
     for (const vcpu of data.vcpus) add({ kind: "vcpu", vcpu }, LANE);
-    for (const queue of data.queues) add({ kind: "queue", queue }, LANE);
+    for (const queue of data.queues) add({ kind: "queue", queue }, queue.deepest > 1 ? LANE : LANE - 12);
     if (data.interrupts) add({ kind: "interrupts" }, LANE - 10);
     return top;
   }
