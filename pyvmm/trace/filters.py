@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from pyvmm.trace.fields import Record
 
 FIELDS = ("device", "register", "reason", "kind", "vcpu", "from", "to")
+HEXADECIMAL = frozenset("abcdefx")
+OURS = (
+    *("unclaimed", "port", "gsi", "queue", "in flight", "interrupt", "lowered", "raised", "pulse", "status", "damaged"),
+    *("records were lost here", "counters of kvm's", "kind", "none", "true", "false"),
+)
+"""What show.py adds to a line, in small letters."""
 UNITS = {"ns": 1, "us": 1000, "µs": 1000, "ms": 1_000_000, "s": 1_000_000_000}
 
 
@@ -36,6 +42,7 @@ class Filter:
         # In a line of JSON a name stands as it is; one with other characters may be written in several ways.
         names = (value for key, value in self._exact if key in ("device", "register", "reason"))
         self._needles = [value.encode() for value in names if value.replace("-", "").replace("_", "").isalnum()]
+        self._needles += [word.encode() for word in self.words if word.isalpha() and _is_the_traces(word)]
         self._needles = [needle for needle in self._needles if needle.isascii() and needle != b"unclaimed"]
 
     @classmethod
@@ -80,6 +87,11 @@ class Filter:
             shown = line(record).lower()
             return all(word in shown for word in self.words)
         return True
+
+
+def _is_the_traces(word: str) -> bool:
+    """Whether a word of letters that is in a record's line must be in the record: it is no number, and not ours."""
+    return not set(word) <= HEXADECIMAL and not any(word in ours for ours in OURS)
 
 
 def moment(value: str) -> int:

@@ -171,7 +171,7 @@ def _timeline(figures: Figures, timeline: Timeline, kinds: list[str]) -> str:
     notes = []
     if timeline.stride > 1:
         notes.append(
-            f"There are {grouped(timeline.exits)} exits: the lanes of the vCPUs show every {timeline.stride}th of them."
+            f"There are {grouped(timeline.exits)} exits: the lanes of the vCPUs show one in {timeline.stride}."
             f" The chart and all tables count every one, the chart in columns of {duration(timeline.counts.width)} or"
             " more."
         )

@@ -1,7 +1,8 @@
 """What a page can draw of a trace of any length: single exits up to a bound, everything in bins that widen as it grows.
 
-Imports fields. One pass, bounded memory: when there are too many exits, every second of those kept is dropped
-(`stride` doubles); when time outgrows the bins, they are merged in pairs. What is in bins is exact in any case.
+Imports fields. One pass, bounded memory: when there are too many exits, about every second of those kept is dropped
+(`stride` doubles); when time outgrows the bins, they are merged in pairs. What is in bins is exact in any case. Which
+exits are kept is spread evenly and follows no rhythm, since exits have one: of LSR, THR, LSR, THR both must stay.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ POINTS = 40_000
 WORDS = 20_000
 """Different descriptions of exits that are kept; further exits are described without the words on their value."""
 SLOWEST = 20
+GOLDEN = 0x9E3779B1
+"""2^32 over the golden ratio: multiples of it are spread evenly modulo 2^32 (Knuth, volume 3, 6.4)."""
 REST = "(others)"
 
 
@@ -63,7 +66,7 @@ class Bins:
 class Timeline:
     """Give every record to `add`, then read.
 
-    points    (t, vcpu, place in `told`, run, handle, rip) of every exit whose number is a multiple of `stride`
+    points    (t, vcpu, place in `told`, run, handle, rip) of one exit in `stride`
     told      what such exits were: (kind, reason, register, direction, place, size, words, spec, by)
     slowest   the exits with the longest handlers, as (handle, number, point)
     counts, times, depths, interrupts   Bins: exits and handler time by kind, requests in flight by (device, queue),
@@ -74,6 +77,7 @@ class Timeline:
         self.exits = 0
         self.stride = 1
         self.points: list[tuple[int, int, int, int, int, int]] = []
+        self._ranks: list[int] = []
         self.told: dict[tuple[Any, ...], int] = {}
         self.slowest: list[tuple[int, int, tuple[int, int, int, int, int, int]]] = []
         self.counts = Bins()
@@ -107,7 +111,8 @@ class Timeline:
         self.counts.add(what, t, 1)
         self.times.add(what, t, handle)
         self.exits += 1
-        keep = (self.exits - 1) % self.stride == 0
+        rank = self.exits * GOLDEN & 0xFFFFFFFF
+        keep = rank * self.stride >> 32 == 0
         slow = handle > self.slowest[0][0] if len(self.slowest) >= SLOWEST else handle > 0
         if not keep and not slow:
             return
@@ -117,9 +122,15 @@ class Timeline:
             (heapreplace if len(self.slowest) >= SLOWEST else heappush)(self.slowest, (handle, self.exits, point))
         if keep:
             self.points.append(point)
+            self._ranks.append(rank)
             if len(self.points) > POINTS:
-                self.stride *= 2
-                del self.points[1::2]
+                self._thin()
+
+    def _thin(self) -> None:
+        self.stride *= 2
+        kept = [at for at, rank in enumerate(self._ranks) if rank * self.stride >> 32 == 0]
+        self.points = [self.points[at] for at in kept]
+        self._ranks = [self._ranks[at] for at in kept]
 
     def _told(self, record: Record, what: str) -> int:
         reason, size = text(record, "reason"), number(record, "size")

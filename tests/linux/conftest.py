@@ -13,11 +13,11 @@ from tests.support.linux import Boot, image
 
 @pytest.fixture(scope="session")
 def traced_boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """`boot`, with a verbose console, a disk and random numbers; `path` is its trace. For tests that run alone."""
+    """`boot`, with a verbose console, a disk and random numbers on PCI; `path` is its trace. For tests run alone."""
     folder: Path = tmp_path_factory.mktemp("traced")
     disk, trace = folder / "disk", folder / "boot.jsonl"
     disk.write_bytes(bytes(8 << 20))
-    devices = ("--mem", "128M", "--disk", disk, "--rng", "--trace", trace)
+    devices = ("--mem", "128M", "--disk", disk, "--rng", "--transport", "pci", "--trace", trace)
     boot = Boot(image("kernel"), "--initrd", image("initrd"), *devices)
     assert boot.status == 0, boot.errors
     yield SimpleNamespace(boot=boot, path=trace)

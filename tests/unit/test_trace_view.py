@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import re
 import struct
 import termios
 
@@ -357,3 +359,23 @@ def test_a_terminal_that_nobody_knows_is_said_in_a_line(name, path, monkeypatch)
     os.close(session.terminal)
     assert session.process.returncode == 2
     assert error.count(b"\n") == 1 and b"--print" in error
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(RECORDS[at] for at in (0, 1, 2, 5, 20, 60)),
+        {"kind": "exit", "t": 1, "reason": "IO", "space": "mmio", "at": 0xDEADBEEF, "write": True, "data": "fade"},
+        {"kind": "exit", "t": 1, "reason": "IO", "space": "pio", "at": 0xFACE, "write": False, "data": "\u00e4"},
+        *({"kind": "interrupt", "t": 1, "gsi": 3, "level": level} for level in (0, 1, "pulse")),
+        {"kind": "lost", "t": 1, "count": 3},
+        {"kind": "device", "t": 1, "attached": True, "base": None, "gone": False},
+        {"kind": "statistics", "t": 1, "vcpu": None, "counters": {}},
+    ],
+)
+def test_whatever_is_in_a_line_can_be_found_by_it(record):
+    raw = json.dumps(record).encode()
+    shown = line(record).lower()
+    for word in {*re.findall(r"[a-z]+", shown), *re.findall(r"\S+", shown), *(shown[at : at + 3] for at in range(60))}:
+        found = Filter({}, (word,))
+        assert found.matches(record) and found.may_match(raw), word

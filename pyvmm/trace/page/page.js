@@ -177,7 +177,7 @@
       pen.fillStyle = colors[`k${kind}`];
       pen.fillRect(x, top, Math.max(1, toX(points.t[at] + points.handle[at]) - x), high);
     }
-    label(`vCPU ${lane.vcpu}${whole ? "" : `, every ${data.stride}th exit`}`, lane);
+    label(`vCPU ${lane.vcpu}${whole ? "" : `, one exit in ${data.stride}`}`, lane);
   }
   function drawQueue(lane) {
     const { queue } = lane, base = lane.top + lane.height, scale = (lane.height - 18) / Math.max(1, queue.deepest);
