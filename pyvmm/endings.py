@@ -12,6 +12,10 @@ from pyvmm.parts import Parts
 from pyvmm.runloop import Outcome
 from pyvmm.steering import STUCK_AFTER
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LISTENS_AGAIN = 0.05
 """Seconds between two looks whether the guest listens to its power button."""
 
@@ -19,9 +23,15 @@ LISTENS_AGAIN = 0.05
 class Endings(Parts):
     """What `VM` has to end and to be waited for."""
 
+    _standing: list[Callable[[], float]]
+
     def stop(self, outcome: Outcome | None = None) -> None:
         """End the run, by default with reason "stopped" and status 0, unless it has ended already. Any thread."""
         self._control.end(outcome or Outcome("stopped", 0, "stopped by the program that ran it"))
+
+    def stands_for(self, stood: Callable[[], float]) -> None:
+        """The time limit is longer by the seconds that `stood()` says the VM has stood still for somebody so far."""
+        self._standing.append(stood)
 
     def kill(self) -> Outcome:
         """End the run at once and return when no vCPU runs any more. Its outcome is "killed" unless it had another.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pyvmm.config import VmConfig
+    from pyvmm.debug.shell.session import Shell
     from pyvmm.kvm.exits import Exit, InternalError
     from pyvmm.kvm.host import Host
     from pyvmm.kvm.registerview import Registers
@@ -101,6 +102,21 @@ class Processors:
         if not finished:
             raise TimeLimitError(f"vCPU {vcpu} did not execute {count} instructions within {timeout:g} s")
         return which.registers
+
+    def shell(self) -> None:
+        """Open a Python prompt on the calling thread, the VM standing still; return when its user has left it.
+
+        The VM then goes on as it was, running or paused, or was ended by quit(). Its time limit does not count
+        meanwhile. With the console on the same terminal, that is the prompt's for so long. See docs/inspect.md. Raises
+        UsageError for a VM that has not been started and on a vCPU's own thread, VcpuStuckError.
+        """
+        self.prompt().visit()
+
+    def prompt(self, stop: str = "entry", standing: Callable[[bool], None] = lambda stands: None) -> Shell:
+        """What `shell()` and `pyvmm run --shell` open; see there for `stop` and `standing`."""
+        from pyvmm.debug.shell.session import Shell
+
+        return Shell(self, self._control, stop, standing)
 
     def _repair(self) -> Repair | None:
         """What completes the instructions that this host's KVM refuses; None where it refuses none, or on request."""

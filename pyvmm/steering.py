@@ -163,12 +163,18 @@ class Control:
             try:
                 if self.condition.wait_for(lambda: vcpu.index not in self._errands or self.over, timeout):
                     return True
-                cancel()
-                self._request()
-                self._await(lambda: vcpu.index not in self._errands or self.over, STUCK_AFTER)
+                self._call_off(vcpu, cancel)
                 return False
+            except KeyboardInterrupt:  # at a prompt
+                self._call_off(vcpu, cancel)
+                raise
             finally:
                 self.release()
+
+    def _call_off(self, vcpu: Vcpu, cancel: Callable[[], None]) -> None:
+        cancel()
+        self._request()
+        self._await(lambda: vcpu.index not in self._errands or self.over, STUCK_AFTER)
 
     def errand(self, vcpu: Vcpu) -> Callable[[], None] | None:
         """What the thread of `vcpu` is to call now; `errand_done` follows."""

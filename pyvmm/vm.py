@@ -59,8 +59,6 @@ LATER = (
     *("pyvmm.registers", "pyvmm.state"),
 )
 """Modules that a guest which is soon over has no use for."""
-LIMIT_AGAIN = 0.5
-"""Seconds between two looks whether a VM that a debugger has stopped is still within its time limit."""
 REPORTED = ("crash", "time-limit", "stuck", "panic")
 """Outcomes that deserve a crash report."""
 
@@ -132,7 +130,7 @@ class VM(Endings, GuestParts):
         self._vcpus: tuple[VcpuFd, ...] = ()
         self._origin: Booting | Restoring = Booting(config)
         self._late = False
-        self._timer: threading.Timer | None = None
+        self._standing = []
         self._process = 0
         self._started_at = 0.0
         self._ended_at = 0.0
@@ -379,10 +377,15 @@ class VM(Endings, GuestParts):
                 self._control.thread_ended()
             raise
         if self.config.timeout is not None:
-            self._limit_time(self.config.timeout)
-            self._host_closers.append(self._lift_limit)
+            from pyvmm.timelimit import TimeLimit
+
+            limit = TimeLimit(self.config.timeout, lambda: sum(stood() for stood in self._standing), self._time_limit)
+            self._host_closers.append(limit.cancel)
+            limit.start()
         if self.gdb is not None:
-            self.gdb.start()
+            gdb = self.gdb
+            self.stands_for(lambda: gdb.stood)
+            gdb.start()
         if not self._paused:
             self._catch_up()
 
@@ -475,21 +478,7 @@ class VM(Endings, GuestParts):
         self._host_closers.append(self._diagnosis.stop)
         self._diagnosis.begin(self.loaded, self._control, self.loops, self._vcpus, self._fd, self.machine, self.memory)
 
-    def _limit_time(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._time_limit)
-        threads.start(self._timer)
-
-    def _lift_limit(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
     def _time_limit(self) -> None:
-        assert self.config.timeout is not None
-        if self.gdb is not None:
-            left = self._started_at + self.config.timeout + self.gdb.stood - time.monotonic()
-            if left > 0 and not self._control.over:
-                self._limit_time(max(left, LIMIT_AGAIN))
-                return
         detail = f"the time limit of {self.config.timeout:g} s was reached"
         self._control.end(Outcome("time-limit", STATUS_TIME_LIMIT, detail))
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyvmm.cli.options import Arguments
     from pyvmm.config import VmConfig
     from pyvmm.control.server import ControlServer
+    from pyvmm.debug.shell.session import Shell
     from pyvmm.runloop import Outcome
     from pyvmm.vm import VM
 
@@ -113,6 +114,11 @@ class Run:
         if "log" in values:
             log.level = LEVELS.index(values["log"])
         self.values = values
+        self.shell: str | bool | None = values.get("shell")
+        if self.shell is not None and arguments.command is not None:
+            raise UsageError("--shell: there is no prompt beside a command in the guest (-- CMD)")
+        if self.shell is not None and "gdb" in values:
+            raise UsageError("--shell and --gdb: one of the two has the guest in hand")
         self.signals = signals
         self.config = self._configure(arguments)
         kind, _, path = values.get("console", "stdio").partition(":")
@@ -132,6 +138,7 @@ class Run:
             refuse_input("--trace", self.trace, self.config)
             others = {"--console": path if kind == "file" else "", "--report": values.get("report", "")}
             refuse_output("--trace", self.trace, others)
+        self._prompt: Shell | None = None
         self.vm: VM | None = None
         self._control: ControlServer | None = None
         self._began = time.monotonic()
@@ -155,6 +162,7 @@ class Run:
             quit=self._quit,
             look=self._look,
             say=log.say,
+            stdin=-1 if "shell" in values and not os.isatty(0) else 0,
         )
 
     def main(self) -> int:
@@ -220,6 +228,8 @@ class Run:
 
     def _await(self, vm: VM) -> Outcome:
         """How the run ended, when it has."""
+        if self.shell is not None:
+            return self._converse(vm)
         if self._control is None:
             try:
                 return vm.wait(UNNAMED)
@@ -227,11 +237,21 @@ class Run:
                 self._listen(vm)
         return vm.wait()
 
+    def _converse(self, vm: VM) -> Outcome:
+        """The same, with a prompt (`--shell`) at some moments before."""
+        assert self.shell is not None and self.shell is not False
+        if self._control is None:
+            self._listen(vm)
+        self._prompt = vm.prompt("entry" if self.shell is True else self.shell, self.signals.interrupts)
+        self._prompt.serve()
+        return vm.wait()
+
     def _make_vm(self) -> VM:
         """The VM, which is not started yet."""
         from pyvmm.vm import VM
 
-        return VM(config=self.config, console=self.console, say=log.warn, trace=self.trace, gdb=self.values.get("gdb"))
+        stands, gdb = self.shell is not None, self.values.get("gdb")
+        return VM(config=self.config, console=self.console, say=log.warn, trace=self.trace, gdb=gdb, paused=stands)
 
     def _listen(self, vm: VM) -> None:
         """Let other programs talk to the VM. If that cannot be, it is an error where the user has given it a name."""
@@ -279,6 +299,9 @@ class Run:
 
     def _look(self, command: str) -> str:
         """What the escape key and a letter ask for."""
+        if self._prompt is not None and command == "s":
+            self._prompt.interrupt()
+            return ""
         from pyvmm.cli.ending import look_text
 
         return look_text(self.vm, command) if self.vm is not None else "the machine does not run yet"

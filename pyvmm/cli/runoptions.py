@@ -96,6 +96,13 @@ def _gdb(text: str) -> object:
     return text
 
 
+def _stop(text: str) -> str:
+    """Where the prompt is to open, checked. Raises UsageError."""
+    from pyvmm.debug.shell.stops import Stop
+
+    return Stop(text).text
+
+
 def escape_key(text: str) -> object:
     """The name of an escape key, checked. Raises UsageError."""
     from pyvmm.backends.terminal import parse_escape
@@ -302,6 +309,14 @@ RUN = (
         kind=OPTIONAL,
         metavar="PORT|unix:PATH",
         convert=_gdb,
+    ),
+    Option(
+        "shell",
+        "a Python prompt with the stopped VM in hand, at EXIT: entry (default), serial.THR, 0x3f8, hlt, mmio, any ... "
+        "(docs/inspect.md)",
+        kind=OPTIONAL,
+        metavar="EXIT",
+        convert=_stop,
     ),
     Option("report", "write how the run ended to FILE, as JSON", metavar="FILE"),
     Option(

@@ -82,6 +82,13 @@ class Signals:
         if number:
             end(number)
 
+    def interrupts(self, to_python: bool) -> None:
+        """While somebody types to pyvmm itself, SIGINT is a KeyboardInterrupt and ends nothing. For the main thread."""
+        if _signal.getsignal(_signal.SIGINT) is _signal.SIG_IGN:
+            return
+        self.forward = (lambda number: number == _signal.SIGINT) if to_python else None
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler if to_python else _noted)
+
     def watch_size(self, changed: Callable[[], None]) -> None:
         """Have `changed()` called when the terminal's size has changed. For the main thread."""
         self._on_size = changed

@@ -31,7 +31,7 @@ def test_there_are_programs() -> None:
     assert len(PROGRAMS) >= 6
 
 
-@pytest.mark.parametrize("page", ["api.md", "config.md", "running.md", "testing.md"])
+@pytest.mark.parametrize("page", ["api.md", "config.md", "running.md", "inspect.md", "testing.md"])
 def test_every_file_that_a_page_points_to_exists(page: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / page).read_text()):
         assert (ROOT / "docs" / target).exists(), target

@@ -108,8 +108,8 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 PLAIN = WORDS.filter(lambda word: not word.startswith("-") or word == "-")
 
 
-DEVICES = ("disk", "net", "publish", "port", "rng", "fault", "share", "vsock", "balloon", "gdb")
-"""Options whose values are read by functions with tests of their own (test_slots.py, test_gdb_server.py)."""
+DEVICES = ("disk", "net", "publish", "port", "rng", "fault", "share", "vsock", "balloon", "gdb", "shell")
+"""Options whose values are read by functions with tests of their own (test_slots.py, test_gdb_server.py, ...)."""
 
 
 @st.composite
