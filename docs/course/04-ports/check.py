@@ -60,6 +60,8 @@ def check_serve(work):
         bus = Recorder()
         what = f"{'out' if exit.is_write else 'in'} port {exit.port:#x}, size {exit.size}, count {exit.count}"
         found = work.exercise.serve(bus, exit)
+        if not bus.seen:
+            return f"{what}: serve() asked the bus for nothing"
         if bus.seen != seen:
             hint = ": a string instruction stays at its port" if len({each[1] for each in bus.seen}) > 1 else ""
             return f"{what}: the bus saw {bus.seen}, expected {seen}{hint}"

@@ -66,5 +66,6 @@ def check_uart(work):
                 wanted = uart.registers[register].describe(value)
                 return f"{place}: got {shown}, expected {wanted}. {WHY[register]}"
         if uart.sent != sent:
-            return f"{place}: sent is {uart.sent!r} now, expected {sent!r}. With DLAB off a write to offset 0 is THR"
+            why = "with DLAB off offset 0 is THR" if register == "THR" else "does write_lcr select the bank by DLAB?"
+            return f"{place}: sent is {uart.sent!r} now, expected {sent!r}: {why}"
     return ""

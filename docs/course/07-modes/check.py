@@ -33,7 +33,7 @@ def check_descriptor(work):
         if found != expected:
             bits = [bit for bit in range(64) if (found ^ expected) >> bit & 1]
             call = f"descriptor({base:#x}, {limit:#x}, {access:#x}, {flags:#x})"
-            span = f"bits {bits[0]} to {bits[-1]}" if bits else "bits above 63"
+            span = f"bits {', '.join(map(str, bits[:6]))}{' ...' if bits[6:] else ''}" if bits else "bits above 63"
             return f"{call} ({what}): got {found:#018x}, expected {expected:#018x}; wrong in {span}"
     return ""
 

@@ -1,6 +1,7 @@
 """Lesson 8: whether the exercises are right. Each check says what is wrong, or "" if nothing is."""
 
 from pyvmm.cpubits import CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME, EFER_NXE
+from pyvmm.errors import GuestMemoryError
 from pyvmm.memory import GuestMemory
 from pyvmm.paging import Paging
 
@@ -54,7 +55,10 @@ def check_translate(work):
     for gva, what in WALKS:
         walk = PAGING.walk(memory, gva)
         expected = None if walk.problem else walk.gpa
-        found = work.exercise.translate(memory, ROOT, gva)
+        try:
+            found = work.exercise.translate(memory, ROOT, gva)
+        except GuestMemoryError as error:
+            return f"{gva:#x} ({what}): the walk reads an entry where no table is: {error}"
         if found != expected:
             steps = "; ".join(" ".join(entry.describe().split()) for entry in walk.entries)
             return f"{gva:#x} ({what}): got {_hex(found)}, expected {_hex(expected)}. The entries: {steps}"
@@ -71,7 +75,7 @@ def check_map_page(work):
 
     wanted = {}
     pages = (
-        (0x40_0000, 0x7_0000, PRESENT | WRITABLE, 3, "the first page: three tables are missing"),
+        (0x40_0000, 0x7_0000, PRESENT | WRITABLE, 3, "three tables are missing below the empty PML4"),
         (0x40_1000, 0x5_0000, PRESENT, 3, "its neighbour: all tables are there"),
         (0x60_0000, 0x6_0000, PRESENT | USER, 4, "2 MiB further: one more page table"),
         (0x7FFF_FFFF_F000, 0x4_0000, PRESENT | WRITABLE | USER, 7, "the top of the lower half: three more"),
@@ -80,6 +84,8 @@ def check_map_page(work):
     for gva, gpa, flags, tables, what in pages:
         work.exercise.map_page(memory, ROOT, gva, gpa, flags, allocate)
         wanted[gva] = (gpa, flags)
+        if not given:
+            return f"map_page() did not call allocate(), though {what}"
         if len(given) != tables:
             return f"{gva:#x} ({what}): allocate() has been called {len(given)} times in all, expected {tables}"
         for at, (to, allowed) in wanted.items():
