@@ -83,7 +83,7 @@ def _run(arguments: list[str], limit: float, tell: Callable[[str], None]) -> End
         "PYTHONIOENCODING": "utf-8:backslashreplace",
     }
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "pyvmm.course.child", *arguments],
+        [sys.executable or "python3", "-P", "-m", "pyvmm.course.child", *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

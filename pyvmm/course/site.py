@@ -80,7 +80,8 @@ def _question(question: Exercise) -> str:
 
 
 def _exercises(lesson: Lesson) -> str:
-    rows = ["## Exercises", "", "| exercise | name | what it is |", "| --- | --- | --- |"]
+    own = any(step.heading == "Exercises" for step in lesson.steps)
+    rows = [*([] if own else ["## Exercises", ""]), "| exercise | name | what it is |", "| --- | --- | --- |"]
     for exercise in lesson.exercises:
         kind = "a question, above" if exercise.kind == QUESTION else "code"
         kind += ", tried in a guest: needs KVM" if exercise.kvm else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -127,3 +128,26 @@ def test_the_list_needs_nothing(unbuilt: Path) -> None:
     result = pyvmm(unbuilt, "lesson")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count(" minutes)\n") == len(lesson_numbers())
+
+
+def test_the_loop_of_the_teachers_page_grades_every_folder(unbuilt: Path, tmp_path: Path) -> None:
+    """The commands are taken from the page, with another folder for /srv/course."""
+    page = (ROOT / "docs/course/teachers.md").read_text()
+    (loop,) = re.findall(r"```sh\n(for folder in .*?)```", page, re.DOTALL)
+    for pupil in ("ada", "bob"):
+        assert pyvmm(unbuilt, "lesson", "start", 2, tmp_path / pupil / "lesson02").returncode == 0
+    (tmp_path / "bob/lesson02/answers.toml").write_text("exits = 31\nrflags = 1\n")
+    before = sorted(tmp_path.rglob("*"))
+    script = loop.replace("/srv/course", str(tmp_path)).replace("pyvmm lesson", f"{sys.executable} -m pyvmm lesson")
+    environment_ = environment(PYTHONPATH=str(unbuilt))
+    result = subprocess.run(
+        ["sh", "-c", script], cwd=unbuilt, env=environment_, capture_output=True, text=True, timeout=100
+    )
+    assert result.stderr == ""
+    (made,) = unbuilt.glob("lesson02.jsonl")
+    lines = [json.loads(line) for line in made.read_text().splitlines()]
+    assert [(line["folder"], line["right"], line["of"], line["passed"]) for line in lines] == [
+        (str(tmp_path / "ada/lesson02"), 0, 6, False),
+        (str(tmp_path / "bob/lesson02"), 2, 6, False),
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
