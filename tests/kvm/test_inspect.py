@@ -70,6 +70,11 @@ def test_a_paused_guest_is_looked_at_and_stays_paused(run):
     assert json.loads(pyvmm("inspect", "web", "--json").stdout)["state"] == "paused"
 
 
+def test_a_guest_in_a_debuggers_hands_is_looked_at(run):
+    run(guests.SPIN, "--gdb=0")
+    assert b"rip 00007c00" in pyvmm("inspect", "web", "registers").stdout
+
+
 def test_bad_words_are_wrong_usage(run):
     run(guests.SPIN)
     bad = pyvmm("inspect", "web", "paging", "nowhere")

@@ -57,6 +57,7 @@ class Shell:
         self._armed = False
         self._asked = False
         self._hit: tuple[int, Exit] | None = None
+        self._halts: dict[int, dict[str, int] | None] = {}
         self._test: Callable[[Any, Any], object] | None = None
         self._failure: BaseException | None = None
         self._unhook: list[Callable[[], None]] = []
@@ -120,15 +121,16 @@ class Shell:
     # --- Standing and going on ------------------------------------------------------------------------------------
 
     def _take(self) -> None:
-        """Have VM, clock and terminal in hand."""
-        if self.vm.exit is None:
-            self.vm.pause()
+        """Have VM, clock and terminal in hand. Raises VcpuStuckError, with the terminal in hand at least."""
         self._since = time.monotonic()
         lend = getattr(self.vm.console, "lend", None)
         if lend is not None:
             lend()
         self._stands = True
         self._standing(True)
+        threading.Thread(target=self._interrupt_reads, args=(threading.current_thread(),), daemon=True).start()
+        if self.vm.exit is None:
+            self.vm.pause()
         if self._hit is not None:
             self.vcpu, self.exit = self._hit
         else:
@@ -174,9 +176,12 @@ class Shell:
         return self._control.outcome is not None or self._hit is not None or self._asked
 
     def _halted(self) -> bool:
+        """Whether a vCPU has halted, again if it had at the last look: its registers have changed since then."""
         with self.vm.still():
             for vcpu in self.vm.vcpus:
-                if vcpu.get_mp_state() == KVM_MP_STATE_HALTED:
+                seen = dict(vcpu.registers) if vcpu.get_mp_state() == KVM_MP_STATE_HALTED else None
+                before, self._halts[vcpu.index] = self._halts.get(vcpu.index), seen
+                if seen is not None and seen != before:
                     self.vcpu = vcpu.index
                     return True
         return False
@@ -271,8 +276,6 @@ class Shell:
         self.commands.refresh()
         began, self._banner = self._banner + self.where(what), ""
         self._seen_end = self.vm.exit is not None
-        watcher = threading.Thread(target=self._interrupt_reads, args=(threading.current_thread(),), daemon=True)
-        watcher.start()
         try:
             self._prompt.run(began)
         except SystemExit as leaving:
