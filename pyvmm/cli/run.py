@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyvmm.control.server import ControlServer
     from pyvmm.debug.shell.session import Shell
     from pyvmm.runloop import Outcome
+    from pyvmm.trace.narrator import Narrator
     from pyvmm.vm import VM
 
 HELP = "boot a kernel in a virtual machine"
@@ -139,6 +140,11 @@ class Run:
             others = {"--console": path if kind == "file" else "", "--report": values.get("report", "")}
             refuse_output("--trace", self.trace, others)
         self._prompt: Shell | None = None
+        self.narrator: Narrator | None = None
+        if "explain" in values:
+            from pyvmm.cli.explain import narrator
+
+            self.narrator = narrator(self.config, values["explain"])
         self.vm: VM | None = None
         self._control: ControlServer | None = None
         self._began = time.monotonic()
@@ -194,6 +200,8 @@ class Run:
 
     def _run(self) -> Outcome:
         self.vm = vm = self._make_vm()
+        if self.narrator is not None:
+            self.narrator.vm = vm
         self._watch_console()
         if self.signals.received:
             return self._signalled()
@@ -250,8 +258,15 @@ class Run:
         """The VM, which is not started yet."""
         from pyvmm.vm import VM
 
-        stands, gdb = self.shell is not None, self.values.get("gdb")
-        return VM(config=self.config, console=self.console, say=log.warn, trace=self.trace, gdb=gdb, paused=stands)
+        return VM(
+            config=self.config,
+            console=self.console,
+            observers=() if self.narrator is None else (self.narrator,),
+            say=log.warn,
+            trace=self.trace,
+            gdb=self.values.get("gdb"),
+            paused=self.shell is not None,
+        )
 
     def _listen(self, vm: VM) -> None:
         """Let other programs talk to the VM. If that cannot be, it is an error where the user has given it a name."""

@@ -318,6 +318,14 @@ RUN = (
         metavar="EXIT",
         convert=_stop,
     ),
+    Option(
+        "explain",
+        "tell each exit in words on standard error, or those of some devices: instruction, register, bits, section "
+        "(docs/explain.md)",
+        kind=OPTIONAL,
+        metavar="DEVICE[,DEVICE]...",
+        convert=split_commas,
+    ),
     Option("report", "write how the run ended to FILE, as JSON", metavar="FILE"),
     Option(
         "trace",

@@ -114,6 +114,13 @@ def html(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def explain(arguments: argparse.Namespace) -> int:
+    """To standard output."""
+    from pyvmm.cli.explain import explain_trace
+
+    return explain_trace(arguments)
+
+
 TRACE = ("trace", {"metavar": "FILE", "help": "a trace in any form, of a killed run too"})
 VERBS = {
     verb.name: verb
@@ -146,6 +153,25 @@ VERBS = {
             "make one page of a trace, which a browser shows without a network",
             TRACE,
             ("page", {"metavar": "OUT.html", "help": "the file to write"}),
+        ),
+        TraceVerb(
+            "explain",
+            explain,
+            "say in words what happened: each access by register, bits and section of its specification",
+            TRACE,
+            (
+                "--device",
+                {
+                    "metavar": "NAME",
+                    "action": "append",
+                    "default": [],
+                    "help": "only this device, as blk0 or virtio-blk",
+                },
+            ),
+            (
+                "--symbols",
+                {"metavar": "FILE", "help": "vmlinux or System.map for names (default: the kernel that ran)"},
+            ),
         ),
         TraceVerb(
             "convert",

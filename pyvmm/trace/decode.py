@@ -220,7 +220,8 @@ def _model(device: Any) -> str:
         return _model(device.device)
     if module.startswith("pyvmm.devices."):
         return "pci" if kind.__name__ == "AmongConfigPorts" else module.rpartition(".")[2]
-    return _BY_MODULE.get(module, "own")
+    # A transport that is looked at (`pyvmm.virtio.lint`) is a class of its own above one of these.
+    return next((_BY_MODULE[base.__module__] for base in kind.__mro__ if base.__module__ in _BY_MODULE), "own")
 
 
 def _bank(model: str, device: Any) -> int:

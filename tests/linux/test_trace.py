@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from pyvmm.trace.explain import Words
 from pyvmm.trace.reader import read
 from tests.support.linux import LIMIT
 
@@ -37,6 +38,14 @@ def test_at_least_99_of_100_exits_name_register_and_section(exits):
     missing = Counter((one["space"], hex(one["at"])) for one in accesses if not one.get("register"))
     assert len(named) >= 0.99 * len(exits) and len(accesses) > 10_000, missing.most_common(10)
     assert all(one["words"] and one["spec"] for one in exits if "at" not in one)
+
+
+def test_at_least_99_of_100_exits_are_explained_with_register_and_section(exits):
+    words, said = Words(), Counter()
+    for one in exits:
+        line = words.line(one)
+        said[bool(one.get("register") in line and one.get("spec") in line) if "at" in one else "(" in line] += 1
+    assert said[True] >= 0.99 * len(exits), said
 
 
 def test_exits_are_counted_as_the_run_counts_them(traced_boot, exits):

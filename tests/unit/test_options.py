@@ -108,7 +108,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 PLAIN = WORDS.filter(lambda word: not word.startswith("-") or word == "-")
 
 
-DEVICES = ("disk", "net", "publish", "port", "rng", "fault", "share", "vsock", "balloon", "gdb", "shell")
+DEVICES = ("disk", "net", "publish", "port", "rng", "fault", "share", "vsock", "balloon", "gdb", "shell", "explain")
 """Options whose values are read by functions with tests of their own (test_slots.py, test_gdb_server.py, ...)."""
 
 
@@ -136,6 +136,7 @@ def occurrences(draw: st.DrawFn) -> tuple[list[str], str, object]:
             "exits": st.sampled_from(["fast", "plain"]),
             "transport": st.sampled_from(["auto", "mmio", "pci"]),
             "console": st.just("file:a,,b"),
+            "trace": st.just("trace.jsonl"),
             "escape": st.sampled_from(["^A", "^]", "none", "x"]),
             "timeout": st.integers(1, 10**6).map(lambda ms: f"{ms}ms"),
             "log": st.sampled_from(["errors", "debug"]),
