@@ -59,8 +59,8 @@ def check_uart(work):
             sent += bytes([value]) if register == "THR" else b""
         else:
             found = uart.read(offset, 1)
-            if found is None:
-                return f"{place}: read_{register.lower()} gives None; a read returns a number"
+            if not isinstance(found, int):
+                return f"{place}: read_{register.lower()} gives {found!r}; a read returns a number"
             if found != value:
                 shown = uart.registers[register].describe(found)
                 wanted = uart.registers[register].describe(value)

@@ -34,7 +34,9 @@ def check_pieces(work):
         found = work.exercise.pieces(list(slots), gpa, size)
         if found is None:
             return "pieces() returns nothing yet"
-        if [tuple(one) for one in found] != expected:
+        if not isinstance(found, list) or not all(isinstance(one, tuple) and len(one) == 3 for one in found):
+            return f"pieces() returned {found!r}, expected a list of tuples (kind, gpa, size)"
+        if found != expected:
             shown = ", ".join(f"({base:#x}, {length:#x})" for base, length in slots)
             return f"slots [{shown}], {size} bytes at {gpa:#x}: got {_hex(found)}, expected {_hex(expected)}"
     return ""
@@ -49,6 +51,8 @@ def check_decode(work):
         found = work.exercise.decode(bytes.fromhex(code), list(REGISTERS))
         if found is None:
             return "decode() returns nothing yet"
+        if not isinstance(found, tuple) or len(found) != 3:
+            return f"{code} is {text}: got {found!r}, expected a tuple (address, size, value)"
         for name, is_value, should in zip(("address", "size", "value"), found, expected, strict=True):
             if is_value != should:
                 shown = [hex(one) if isinstance(one, int) else repr(one) for one in (is_value, should)]

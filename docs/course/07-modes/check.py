@@ -30,6 +30,8 @@ def check_descriptor(work):
         found = work.exercise.descriptor(base, limit, access, flags)
         if found is None:
             return "descriptor() returns nothing yet"
+        if not isinstance(found, int):
+            return f"descriptor() returned {found!r}, expected a number"
         if found != expected:
             bits = [bit for bit in range(64) if (found ^ expected) >> bit & 1]
             call = f"descriptor({base:#x}, {limit:#x}, {access:#x}, {flags:#x})"
