@@ -45,9 +45,8 @@ def inside():
         path = Path(folder, "counter.snap")
         save(path)
         for entry in sorted(path.iterdir()):
-            print(
-                f"{entry.name.split('-')[0]:10} {entry.stat().st_size:8} bytes, {entry.stat().st_blocks * 512} on the disk"
-            )
+            name, status = entry.name.split("-")[0], entry.stat()
+            print(f"{name:10} {status.st_size:8} bytes, {status.st_blocks * 512} on the disk")
         state = json.loads(path.joinpath("state.json").read_text().split("\n", 1)[1])
     for name, part in {"vCPU": state["vcpus"][0], "VM": state["vm"], "devices": state["models"]}.items():
         print(f"{name}:", ", ".join(part))
