@@ -80,7 +80,11 @@ class FakeVcpu:
     def get_fpu(self) -> SimpleNamespace:
         self._check("fpu")
         rows = [[row] * 16 for row in range(16)]
-        return SimpleNamespace(fcw=0x37F, fsw=0, ftwx=0, fpr=rows, xmm=rows, mxcsr=0x1F80)
+        return SimpleNamespace(fcw=0x37F, fsw=0, ftwx=0, fpr=rows, xmm=rows)
+
+    def get_xsave(self) -> SimpleNamespace:
+        self._check("xsave")
+        return SimpleNamespace(region=[0] * 6 + [0x1F80])
 
 
 def machine(code: bytes = b"\x90" * 16, mode: str = "long", at: int = CODE) -> tuple[FakeVcpu, GuestMemory]:

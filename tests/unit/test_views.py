@@ -24,7 +24,7 @@ from pyvmm.virtio.featurenames import feature_names
 from pyvmm.virtio.mmio import VirtioMmio
 from pyvmm.virtio.spec import BLK_F_FLUSH, F_VERSION_1, ID_BLOCK
 from tests.support.fakevcpu import CODE, GDT, RAM, TABLES, FakeVcpu, machine
-from tests.support.memorydisk import MemoryDisk
+from tests.support.memorydisk import CAPACITY, MemoryDisk
 
 LONG, PROTECTED, REAL = "long", "protected", "real"
 SYMBOLS = {"start": CODE, "handler": CODE + 0x40}
@@ -321,6 +321,7 @@ def test_virtio_devices_tell_registers_and_features_by_name(vm):
     assert "blk0 at gpa 0xd0000000-0xd0000fff" in shown
     assert "Status 0x0000000b: ACKNOWLEDGE DRIVER FEATURES_OK" in shown
     assert "features: FLUSH VERSION_1" in shown
+    assert f"configuration: capacity {CAPACITY}, seg_max " in shown and "geometry" not in shown
     assert "offered, not taken:" in shown and "RING_EVENT_IDX" in shown
     assert text(vm, "queues").startswith("blk0: not live\n  queue 0: not enabled")
     queue = device.queues[0]

@@ -1,12 +1,13 @@
 """Every device on the buses: where it is, its registers by name, and bit by bit.
 
-Imports the bus, virtio's transports and the names of features.
+Imports the bus, virtio's transports, the names of features and of configuration fields.
 """
 
 from __future__ import annotations
 
 from pyvmm.bus import Later
 from pyvmm.virtio.featurenames import feature_names
+from pyvmm.virtio.lint.config import FIELDS
 from pyvmm.virtio.transport import Transport
 
 TYPE_CHECKING = False
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from pyvmm.debug.views.subject import Subject
     from pyvmm.registers import Register
     from pyvmm.virtio.device import VirtioDevice
+
+SHOWN = 64
+"""Bytes shown of a field."""
 
 
 class Found:
@@ -75,6 +79,7 @@ def _data(found: Found) -> dict[str, Any]:
             device = model.device
             data["offered"] = feature_names(device.device_id, device.offered)
             data["features"] = feature_names(device.device_id, device.features)
+            data["configuration"] = _configuration(device)
             data["error"] = device.error or None
     return data
 
@@ -107,6 +112,17 @@ def _virtio(device: VirtioDevice) -> Iterator[str]:
     yield f"features: {' '.join(chosen) or 'none negotiated'}"
     if left:
         yield f"offered, not taken: {' '.join(left)}"
+    fields = [f"{name} {value}" for name, value in _configuration(device).items()]
+    if fields:
+        yield f"configuration: {', '.join(fields)}"
+
+
+def _configuration(device: VirtioDevice) -> dict[str, int | str]:
+    """The fields of its configuration space that are there: numbers, or bytes in hexadecimal digits."""
     config = device.config()
-    if config:
-        yield f"configuration: {config[:64].hex(' ')}" + (" ..." if len(config) > 64 else "")
+    found: dict[str, int | str] = {}
+    for field in FIELDS.get(device.device_id, ()):
+        raw = config[field.offset : field.offset + field.width * field.count][:SHOWN]
+        if raw and (field.feature is None or device.offered >> field.feature & 1):
+            found[field.name] = int.from_bytes(raw, "little") if field.count == 1 else raw.hex(" ")
+    return found

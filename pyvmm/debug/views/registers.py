@@ -70,7 +70,7 @@ def registers_data(vm: Subject, vcpu: int = 0, floating: bool = False) -> dict[s
     found["debug"] = _value(lambda: {name: hex(value) for name, value in _debug_values(which).items()})
     found["msrs"] = _value(lambda: {msrs.name(index): hex(value) for index, value in _msr_values(which).items()})
     if floating:
-        found["floating"] = _value(lambda: _floating_data(which.get_fpu()))
+        found["floating"] = _value(lambda: _floating_data(which))
     return found
 
 
@@ -153,13 +153,20 @@ def _floating(vcpu: Any) -> Iterator[str]:
     yield f"  fcw {int(fpu.fcw):#06x}  fsw {int(fpu.fsw):#06x}  ftw {int(fpu.ftwx):#04x} (one bit a register in use)"
     for number in range(8):
         yield f"  st{number}   {_number(fpu.fpr[number], 10):020x}"
-    yield f"  mxcsr {int(fpu.mxcsr):#x}  {bits.names(int(fpu.mxcsr), MXCSR, 3 << 13)}".rstrip()
+    mxcsr = _mxcsr(vcpu)
+    yield f"  mxcsr {mxcsr:#x}  {bits.names(mxcsr, MXCSR, 3 << 13)}".rstrip()
     for number in range(16):
         yield f"  {f'xmm{number}':<5} {_number(fpu.xmm[number], 16):032x}"
 
 
-def _floating_data(fpu: Any) -> dict[str, Any]:
-    found = {name: hex(getattr(fpu, name)) for name in ("fcw", "fsw", "ftwx", "mxcsr")}
+def _mxcsr(vcpu: Any) -> int:
+    """KVM_GET_FPU leaves it out: it is at byte 24 of the XSAVE area (SDM volume 1, 10.5.1)."""
+    return int(vcpu.get_xsave().region[24 // 4])
+
+
+def _floating_data(vcpu: Any) -> dict[str, Any]:
+    fpu = vcpu.get_fpu()
+    found = {name: hex(getattr(fpu, name)) for name in ("fcw", "fsw", "ftwx")} | {"mxcsr": hex(_mxcsr(vcpu))}
     found |= {f"st{number}": hex(_number(fpu.fpr[number], 10)) for number in range(8)}
     return found | {f"xmm{number}": hex(_number(fpu.xmm[number], 16)) for number in range(16)}
 
