@@ -85,12 +85,12 @@ def _run(arguments: list[str], limit: float, tell: Callable[[str], None]) -> End
     process = subprocess.Popen(
         [sys.executable or "python3", "-P", "-m", "pyvmm.course.child", *arguments],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # nothing is written: it ends when this process does, in whatever way
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    assert process.stdout is not None
+    assert process.stdin is not None and process.stdout is not None
     late = threading.Event()
 
     def stop() -> None:
@@ -113,6 +113,7 @@ def _run(arguments: list[str], limit: float, tell: Callable[[str], None]) -> End
         _kill(process)  # what it started and left behind, and itself where this ends early
         process.wait()
         process.stdout.close()
+        process.stdin.close()
     return Ended(status, late.is_set(), output)
 
 
@@ -221,10 +222,27 @@ def _raised(error: BaseException) -> str:
 
 
 def _main(kind: str, *arguments: str) -> int:
+    _end_with_parent()
     if kind == "step":
         return _step(*arguments)
     _bound_memory()
     return _check(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot kill this process, whose guest may spin for ever: watch the pipe from it."""
+    import threading
+
+    lifeline = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+    def watch() -> None:
+        os.read(lifeline, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _bound_memory() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pyvmm.course.child import run_check, run_step
 from pyvmm.course.files import CourseError
 from pyvmm.course.lesson import Lesson, load_from
 from pyvmm.errors import PyvmmError, UsageError
+from tests.support.cli import environment, wait_for
 
 TOML = """number = 4
 title = "Ports"
@@ -239,6 +242,32 @@ def test_code_that_never_ends_is_ended_with_all_it_started(made: Lesson, folder:
         for _ in range(100):
             os.kill(int((folder / "pid").read_text()), 0)
             time.sleep(0.1)
+
+
+def test_what_runs_ends_with_who_runs_it(made: Lesson, folder: Path, tmp_path: Path) -> None:
+    """Also by a signal that nobody can catch."""
+    pid = tmp_path / "pid"
+    (tmp_path / "04-ports/lesson.py").write_text(
+        f"import os\ndef show():\n    open({str(pid)!r}, 'w').write(str(os.getpid()))\n    while True: pass\n"
+    )
+    program = (
+        "from pathlib import Path; from pyvmm.course.child import run_step; from pyvmm.course.lesson import load_from;"
+    )
+    program += f"run_step(load_from(Path({str(tmp_path / '04-ports')!r}), '04-ports'), 'show', print)"
+    parent = subprocess.Popen([sys.executable, "-c", program], env=environment())
+    wait_for(lambda: pid.exists() and pid.read_text(), "the step to begin")
+    os.kill(int(pid.read_text()), 0)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not Path(f"/proc/{pid.read_text()}").exists(), "the step to end")
+
+
+def test_nobody_answers_what_a_learners_code_asks(made: Lesson, folder: Path) -> None:
+    (folder / "exercise.py").write_text("def double(n):\n    return input()\n")
+    assert (
+        run_check(made, "double", str(folder), False, nobody)
+        == "exercise.py, line 2: EOFError: EOF when reading a line"
+    )
 
 
 def test_a_file_of_the_learners_does_not_hide_a_library(made: Lesson, folder: Path) -> None:

@@ -9,7 +9,6 @@ import posixpath
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 TAGS = re.compile(r"<[^>]+>")
 
 
-def build(folder: Path, docs: Path = ROOT / "docs") -> subprocess.CompletedProcess[str]:
-    configuration = f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: {docs}\nhooks: [{ROOT / 'scripts/site.py'}]\n"
+def build(folder: Path, docs: Path = ROOT / "docs", settings: str = "") -> subprocess.CompletedProcess[str]:
+    configuration = f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: {docs}\nhooks: [{ROOT / 'scripts/site.py'}]\n{settings}"
     (folder.parent / "mkdocs.yml").write_text(configuration)
     return subprocess.run(
         [
@@ -74,10 +73,10 @@ class Page(HTMLParser):
             self.loads.append(values.get("src") or values["href"])
 
 
-def pages(site: Path) -> Iterator[tuple[str, Page]]:
-    for path in sorted(site.rglob("*.html")):
-        if path.name != "404.html":  # its links are absolute, for it is shown anywhere
-            yield str(path.relative_to(site)), Page(path)
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[str, Page]:
+    """Every page by its path, but for the one whose links are absolute, for it is shown anywhere."""
+    return {str(path.relative_to(site)): Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
 
 
 def plain(path: Path) -> str:
@@ -85,11 +84,10 @@ def plain(path: Path) -> str:
     return html.unescape(TAGS.sub("", path.read_text()))
 
 
-def test_every_link_leads_to_a_page_and_a_place_on_it(site: Path) -> None:
-    parsed = dict(pages(site))
-    assert len(parsed) > 30
+def test_every_link_leads_to_a_page_and_a_place_on_it(site: Path, pages: dict[str, Page]) -> None:
+    assert len(pages) > 30
     broken = []
-    for name, one in parsed.items():
+    for name, one in pages.items():
         for link in [*one.links, *one.loads]:
             if re.match(r"[a-z]+:", link):
                 continue
@@ -97,20 +95,20 @@ def test_every_link_leads_to_a_page_and_a_place_on_it(site: Path) -> None:
             target = posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) if path else name
             if (site / target).is_dir():
                 target = posixpath.normpath(posixpath.join(target, "index.html"))
-            if not (site / target).is_file() or (anchor and anchor not in parsed[target].ids and anchor != "__skip"):
+            if not (site / target).is_file() or (anchor and anchor not in pages[target].ids and anchor != "__skip"):
                 broken.append((name, link))
     assert broken == []
 
 
-def test_a_page_loads_nothing_from_another_host(site: Path) -> None:
-    for name, one in pages(site):
+def test_a_page_loads_nothing_from_another_host(site: Path, pages: dict[str, Page]) -> None:
+    for name, one in pages.items():
         assert not [load for load in one.loads if "//" in load], name
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//", style.read_text()), style
 
 
-def test_every_page_of_docs_is_in_the_navigation(site: Path) -> None:
-    links = {link for path in site.glob("*/index.html") for link in Page(path).links}
+def test_every_page_of_docs_is_in_the_navigation(pages: dict[str, Page]) -> None:
+    links = {link for name, page in pages.items() if name.count("/") == 1 for link in page.links}
     for path in (ROOT / "docs").glob("*.md"):
         assert path.stem == "index" or f"../{path.stem}/" in links, path.name
 
@@ -122,8 +120,9 @@ def test_solutions_and_the_files_of_lessons_are_not_on_the_site(site: Path) -> N
 
 def test_the_search_knows_the_lessons(site: Path) -> None:
     index = json.loads((site / "search/search_index.json").read_text())
+    titles = {entry["title"] for entry in index["docs"]}
     for number in lesson_numbers():
-        assert any(lesson(number).title in entry["title"] for entry in index["docs"])
+        assert f"{number}. {lesson(number).title}" in titles
 
 
 @pytest.mark.parametrize("number", lesson_numbers())
@@ -145,8 +144,8 @@ def test_a_lessons_page_has_its_code_its_output_its_picture_and_its_questions(si
             assert all(f"Hint {n}" in text for n in range(1, len(made.exercise(part.name).hints) + 1))
 
 
-def test_a_link_to_a_source_leads_to_a_page_with_it(site: Path) -> None:
-    assert "../source/guest-images/hello64/" in Page(site / "guests/index.html").links
+def test_a_link_to_a_source_leads_to_a_page_with_it(site: Path, pages: dict[str, Page]) -> None:
+    assert "../source/guest-images/hello64/" in pages["guests/index.html"].links
     assert "Hello from 64-bit long mode!" in plain(site / "source/guest-images/hello64/index.html")
     assert "serial.py" in plain(site / "source/pyvmm/devices/index.html")
 
@@ -159,7 +158,7 @@ def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
         if path.name != "index.md":
             (docs / path.name).symlink_to(path)
     (docs / "index.md").write_text("# Home\n\n[run](run.md#nothing-of-the-kind) [not there](nowhere.md)\n")
-    result = build(tmp_path / "site", docs)
+    result = build(tmp_path / "site", docs, "plugins: []\n")
     assert result.returncode == 1
     assert "nowhere.md" in result.stderr
     assert "nothing-of-the-kind" in result.stderr
