@@ -82,7 +82,7 @@ def test_the_wheel_is_whole_and_holds_nothing_else(distributions: Distributions)
     with zipfile.ZipFile(distributions.wheel) as archive:
         names = set(archive.namelist())
     package = {name for name in distributions.sources if name.startswith("pyvmm/")}
-    modules = {name for name in package if name.endswith((".py", ".pyi", "py.typed"))}
+    modules = {name for name in package if name.endswith((".py", ".pyi", "py.typed", ".css", ".js"))}
     native = {name for name in names if name.endswith(".so")}
     metadata = {name for name in names if ".dist-info/" in name}
     assert names - metadata - native == modules | images(distributions.sources)
