@@ -9,7 +9,7 @@ import os
 
 from pyvmm.cli.progress import log
 from pyvmm.trace.decode import describe
-from pyvmm.trace.explain import Wanted, Words, explain
+from pyvmm.trace.explain import KINDS, Wanted, Words, explain, kind_of
 from pyvmm.trace.reader import read
 
 TYPE_CHECKING = False
@@ -32,6 +32,11 @@ def narrator(config: VmConfig, asked: bool | Sequence[str]) -> Narrator:
     if names:
         Wanted(names).check(_devices(config))
     return Narrator(log.say, names)
+
+
+def needs_lint(asked: bool | Sequence[str]) -> bool:
+    """Whether virtio devices are explained: their notifications are exits then, and what drivers do wrong is told."""
+    return asked is True or any(kind_of(name) or name in KINDS.values() for name in asked or ())
 
 
 def _devices(config: VmConfig) -> set[str]:

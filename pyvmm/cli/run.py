@@ -142,9 +142,10 @@ class Run:
         self._prompt: Shell | None = None
         self.narrator: Narrator | None = None
         if "explain" in values:
-            from pyvmm.cli.explain import narrator
+            from pyvmm.cli.explain import narrator, needs_lint
 
             self.narrator = narrator(self.config, values["explain"])
+            self.config.lint |= needs_lint(values["explain"])
         self.vm: VM | None = None
         self._control: ControlServer | None = None
         self._began = time.monotonic()
@@ -380,7 +381,7 @@ class Run:
             from pyvmm.cli.ending import complaints_text
 
             log.say(complaints_text(vm))
-        if self.config.lint:
+        if vm.findings or (self.config.lint and ("lint" in self.values or self.narrator is None)):
             from pyvmm.cli.ending import lint_text
 
             log.say(lint_text(vm))

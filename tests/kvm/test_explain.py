@@ -60,3 +60,14 @@ def test_a_virtio_driver_is_told_register_by_register(transport: str, tmp_path: 
     assert "`mov " in live and "(virtio 1.3, 4." in live and "+0x" in live
     assert all("blk0" in line or "the run:" in line or "the same again" in line for line in lines)
     assert not any("cannot be read" in line for line in lines)
+    notify = "QueueNotify 0x00000000; the device looks" if transport == "mmio" else "notify[0] 0x0000"
+    assert any(f"writes blk0's {notify}" in line for line in lines)
+    assert "lint" not in done.stderr.decode()
+
+
+def test_what_a_driver_does_wrong_is_told_between_the_exits(tmp_path: Path) -> None:
+    path = tmp_path / "bad.bin"
+    path.write_bytes(guests.DRIVER_OK_FIRST)
+    done = pyvmm("run", path, "--flat-mode", "protected", "--rng", "--explain", timeout=60)
+    lines = done.stderr.decode().splitlines()
+    assert lines[1].endswith("[features-ok-skipped, must]") and "writes rng0's Status 0x00000004" in lines[3]

@@ -16,18 +16,16 @@ drivers/virtio/virtio_balloon.c, up to 6.1 at least), which 3.1.1 forbids, and 5
 pytestmark = [pytest.mark.needs("kvm", "tiny-image"), pytest.mark.timeout(3 * LIMIT)]
 
 COMMANDS = (
-    "dd if=/dev/vda of=/tmp/data bs=64k count=8",
+    "dd if=/dev/vda of=/tmp/data bs=64k count=2",
     "dd if=/tmp/data of=/dev/vda bs=4k seek=4 conv=fsync",
-    "blockdev --rereadpt /dev/vda",
     "cat /sys/block/vda/serial",
     "dd if=/dev/hwrng of=/tmp/random bs=64 count=4",
     "ip link set eth0 up",
     "ip addr add 10.0.0.2/24 dev eth0",
-    "ping -c 2 -W 1 10.0.0.3",
-    "mkdir -p /tmp/mnt",
-    "mount -t 9p -o trans=virtio,version=9p2000.L share /tmp/mnt",
-    "cp /tmp/data /tmp/mnt/data",
-    "umount /tmp/mnt",
+    "ping -c 1 -W 1 10.0.0.3",
+    "mount -t 9p -o trans=virtio,version=9p2000.L share /mnt",
+    "cp /tmp/data /mnt/data",
+    "umount /mnt",
 )
 """Some of them come to nothing here: it is what they ask of a device that counts."""
 
@@ -36,7 +34,7 @@ def test_linux_breaks_one_rule_and_no_other(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         for vm in pool.map(lambda transport: worked(tmp_path / transport, transport), ("mmio", "pci")):
             accesses, chains = vm.judged
-            assert accesses > 500 and chains > 100
+            assert accesses > 500 and chains > 50
             found = [(finding.device, finding.queue, finding.name) for finding in vm.findings]
             assert found == KNOWN, [str(finding) for finding in vm.findings]
 
@@ -76,7 +74,7 @@ def worked(tmp_path, transport):
         vm.net_link(False)
         vm.exec(["sleep", "1"], timeout=LIMIT)
     assert statuses.count(0) >= 8, statuses
-    assert (shared / "data").stat().st_size == 512 << 10
+    assert (shared / "data").stat().st_size == 128 << 10
     return vm
 
 

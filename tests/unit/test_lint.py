@@ -1,5 +1,6 @@
 """The driver lint: a good driver has no findings, and each rule is found when a driver breaks it on purpose."""
 
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -1108,3 +1109,51 @@ def test_the_page_has_every_rule():
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     rows = rows[rows.index(next(row for row in rows if row.startswith("| `identity-unread`"))) :]
     assert rows == [f"| `{rule.name}` | {rule.level} | {rule.section} | {rule.text} |" for rule in RULES.values()]
+
+
+# --- Drivers that do anything -----------------------------------------------------------------------------------------
+
+
+def disturb(driver, draw, ops=150):
+    """Random accesses of registers, and random words in the rings, of a driver that may have been a good one before."""
+    mmio = driver.mmio
+    bases = [(BASE, 0x1000)] if mmio else [(driver.registers.bases[0], 0x4000)]
+    for _ in range(ops):
+        base, length = draw.choice(bases)
+        size = draw.choice((1, 2, 4, 4, 4, 8))
+        offset = draw.choice((draw.randrange(0, 0x110, 4), draw.randrange(length), 0x3000 + 4 * draw.randrange(4)))
+        offset = min(offset, length - size)
+        what = draw.random()
+        if what < 0.35:
+            driver.registers.bus.write(
+                base + offset, size, draw.choice((0, 1, 3, 15, draw.getrandbits(8 * size))) % (1 << 8 * size)
+            )
+        elif what < 0.5:
+            driver.registers.bus.read(base + offset, size)
+        elif what < 0.8:
+            driver.memory.write_u16(RINGS + 2 * draw.randrange(0x800), draw.choice((0, 1, 2, 4, draw.getrandbits(16))))
+        else:
+            driver.kick(draw.randrange(3))
+
+
+@pytest.mark.parametrize("transport", ["mmio", "pci"])
+@pytest.mark.parametrize("name", DEVICES)
+def test_no_driver_makes_it_raise_or_grow(name, transport):
+    draw = random.Random(f"{name} {transport}")
+    reached = set()
+    for number in range(8):
+        driver = Judged(name, transport)
+        if number % 3:
+            driver.bring_up(size=4)
+        for _ in range(3):
+            disturb(driver, draw)
+            driver.put("Status", 0)
+            driver.bring_up(size=4)
+        driver.lint.settle()
+        assert not driver.device.error.startswith("internal")
+        assert len(driver.findings) < 200
+        for lint in driver.lint.queues:
+            assert len(lint._taken) <= lint._queue.max_size and len(lint._owners) <= lint._queue.max_size
+        reached |= driver.found
+        driver.close()
+    assert len(reached) > 10, reached
