@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILE = "recording.json"
 FORMAT = 1
-NUMBER = re.compile(r" *(0x[0-9a-fA-F]+|\d[\d,._]*)")
+NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d[\d,._]*")
 
 
 class Recording:
@@ -79,10 +79,13 @@ def run(lesson: Lesson, name: str, tell: Callable[[str], None]) -> str:
 
 
 def normalised(text: str, varies: Sequence[str]) -> str:
-    """`text` with every number `#` where one of the expressions `varies` matches; blanks before it go, too."""
+    """`text` with every number `#` where one of the expressions `varies` matches.
+
+    Blanks around it go, too: they are what a column leaves of its width.
+    """
     for pattern in varies:
         text = re.sub(pattern, lambda match: NUMBER.sub("#", match[0]), text)
-    return text
+    return re.sub(r" *# *", "#", text)
 
 
 def difference(recorded: str, fresh: str, varies: Sequence[str]) -> str:
