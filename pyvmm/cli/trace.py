@@ -68,15 +68,17 @@ def summary(arguments: argparse.Namespace) -> int:
     """To standard output, as text or JSON."""
     from pyvmm.trace import summary
     from pyvmm.trace.reader import read
+    from pyvmm.trace.tracepoints import read_events
 
     trace = read(arguments.trace)
+    events = read_events(arguments.kvm_events) if arguments.kvm_events else None
     figures = summary.count(trace.records())
     if arguments.json:
         import json
 
-        print(json.dumps(summary.as_data(trace.header, figures), indent=2))
+        print(json.dumps(summary.as_data(trace.header, figures, events), indent=2))
     else:
-        print(summary.as_text(trace.header, figures), end="")
+        print(summary.as_text(trace.header, figures, events), end="")
     return 0
 
 
@@ -131,6 +133,7 @@ VERBS = {
             "say what a run spent its exits on: by reason, device and register, with times, queues and phases",
             TRACE,
             ("--json", {"action": "store_true", "help": "as JSON; times in nanoseconds"}),
+            ("--kvm-events", {"metavar": "TEXT", "help": "kvm:kvm_entry and kvm_exit of the run, as tracefs has them"}),
         ),
         TraceVerb(
             "view",

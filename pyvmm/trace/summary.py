@@ -1,6 +1,6 @@
 """The summary of a trace, as text of at most 100 columns and as data for programs.
 
-Imports fields, figures, headline. Percentiles are those of histogram.py: within 3.2 %.
+Imports fields, figures, headline, tracepoints. Percentiles are those of histogram.py: within 3.2 %.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from textwrap import wrap
 from pyvmm.trace.fields import WIDTH, duration, grouped, number, percent, table, text
 from pyvmm.trace.figures import Figures, by_count
 from pyvmm.trace.headline import headline
+from pyvmm.trace.tracepoints import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pyvmm.trace.fields import Record
     from pyvmm.trace.figures import Cost, Tally
     from pyvmm.trace.histogram import Histogram
+    from pyvmm.trace.tracepoints import Events
 
 PERCENTILES = (50, 90, 99)
 ROWS = 25
@@ -81,9 +83,9 @@ def count(records: Any) -> Figures:
     return figures
 
 
-def as_text(header: Record, figures: Figures) -> str:
-    """All of it, for people."""
-    blocks = [_top(header, figures), _reasons(figures), _devices(figures), _registers(figures), _vcpus(figures)]
+def as_text(header: Record, figures: Figures, events: Events | None = None) -> str:
+    """All of it, for people. `events` are the kernel's, where there are some."""
+    blocks = [_top(header, figures), _reasons(figures), _devices(figures), _registers(figures), _vcpus(figures, events)]
     blocks += [_phases(figures), _queues(figures), _interrupts(figures), _kvm(figures)]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
@@ -157,7 +159,7 @@ def _registers(figures: Figures) -> list[str]:
     return _titled("Exits by register", head, rows, 3)
 
 
-def _vcpus(figures: Figures) -> list[str]:
+def _vcpus(figures: Figures, events: Events | None) -> list[str]:
     rows = []
     for number_, cost in sorted(figures.vcpus.items()):
         run, handle = cost.run, cost.handle
@@ -169,13 +171,8 @@ def _vcpus(figures: Figures) -> list[str]:
         )
     head = ["vCPU", "exits", "in KVM_RUN", "", "in handlers", "", "rest", ""]
     title = "Time by vCPU (rest: between the two, recording, held, before the first and after the last exit)"
-    return [*_titled(title, head, rows, 1), *split_note(figures)]
-
-
-def split_note(figures: Figures) -> list[str]:
-    """Whether KVM_RUN's time can be split into the guest's and KVM's, and why not."""
-    said = "Not split into guest and KVM: the trace has no times of the tracepoints kvm:kvm_entry and kvm:kvm_exit."
-    return [f"  {one}" for one in wrap(said, WIDTH - 2)]
+    notes = (f"  {line}" for text in said(figures, events) for line in wrap(text, WIDTH - 2))
+    return [*_titled(title, head, rows, 1), *notes]
 
 
 def _phases(figures: Figures) -> list[str]:
@@ -247,7 +244,7 @@ def _titled(title: str, head: Sequence[str], rows: list[list[str]], left: int) -
     return [title, *table(head, rows[:ROWS], left), *more]
 
 
-def as_data(header: Record, figures: Figures) -> Mapping[str, Any]:
+def as_data(header: Record, figures: Figures, events: Events | None = None) -> Mapping[str, Any]:
     """All of it, for programs. Times are integers, nanoseconds."""
     return {
         "headline": headline(figures),
@@ -266,6 +263,12 @@ def as_data(header: Record, figures: Figures) -> Mapping[str, Any]:
             for (name, register, access), cost in by_count(figures.registers)
         ],
         "vcpus": {str(vcpu): _tally(cost) for vcpu, cost in sorted(figures.vcpus.items())},
+        "guest": {
+            str(vcpu): {"guest": time.guest, "covered": time.covered, "entries": time.entries}
+            for vcpu, time in sorted(events.vcpus.items())
+        }
+        if events
+        else None,
         "phases": [
             {"name": phase.name, "t": phase.start, "length": length, "exits": phase.exits, "devices": phase.kinds}
             for phase, length in figures.stages
