@@ -103,6 +103,12 @@ def test_every_exit_of_a_register_is_a_stop(folders):
     assert ended.returncode == 7 and ended.stdout == b"hello"
 
 
+def test_an_access_that_was_stepped_over_is_no_stop_of_the_next_go(folders):
+    ended = piped(folders, HELLO, "step(3)\nregs.rax & 255\ngo()\nchr(exit.value)\n", "--shell=serial.THR")
+    shown = ended.stderr.decode()
+    assert "\n101\n" in shown and "\n'l'\n" in shown, shown
+
+
 def test_the_state_of_a_guest_that_has_ended_can_be_seen(folders):
     ended = piped(folders, guests.EXIT_5, "go()\nhex(regs.rip)\nregisters()\ngo()\nstep()\nexits()\n", "--shell")
     shown = ended.stderr.decode()
