@@ -76,11 +76,13 @@ def examine(view: HostView | None = None, *, measure: bool = True) -> Report:
         "features_hidden": list(host.without),
         "costs": None,
         "costs_missing": "not asked for",
+        "debug": None,
     }
     if problem is not None:
         report["costs_missing"] = "KVM is not usable"
     elif measure:
         _measure(report)
+        _try_debugging(report)
     return report
 
 
@@ -146,6 +148,15 @@ def _measure(report: Report) -> None:
     }
 
 
+def _try_debugging(report: Report) -> None:
+    from pyvmm.cli.debugprobe import abilities
+
+    try:
+        report["debug"] = abilities()
+    except PyvmmError:  # what is wrong is told with the costs
+        report["debug"] = None
+
+
 # --- The report as text --------------------------------------------------------------------------------------------
 
 
@@ -166,6 +177,8 @@ def lines(report: Report, *, everything: bool = False) -> list[str]:
     if not kvm["usable"]:
         return text
     text += _costs(report)
+    if report["debug"] is not None:
+        text += _debugging(report["debug"])
     if report["quirks"]:
         text += ["", "What is different on this host", ""]
         for sentence in report["quirks"].values():
@@ -199,6 +212,23 @@ def _costs(report: Report) -> list[str]:
         numbers = "  ".join(f"{_time(cost[key]):>8}" for key in ("median_ns", "least_ns", "most_ns"))
         text.append(f"  {name:<26} {numbers}  {remark}".rstrip())
     return text
+
+
+def _debugging(debug: dict[str, list[int]]) -> list[str]:
+    rows = (
+        ("single steps", debug["step"]),
+        ("planted breakpoints", debug["planted"]),
+        ("hardware breakpoints", debug["hardware"]),
+        ("hardware watchpoints", debug["watch"]),
+    )
+    text = ["", "Debugging with gdb (docs/debugging.md), tried out: where it works", ""]
+    return text + [f"  {name:<26} {_where(rings)}" for name, rings in rows]
+
+
+def _where(rings: list[int]) -> str:
+    return {(): "nowhere", (0,): "in kernels alone", (3,): "in programs alone"}.get(
+        tuple(rings), "in kernels and programs"
+    )
 
 
 def _time(nanoseconds: float) -> str:

@@ -7,6 +7,7 @@ inside KVM for ever. Times are wall time as Python sees it, some two microsecond
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from struct import pack
 from threading import Timer
 
@@ -22,7 +23,7 @@ from pyvmm.memory import GuestMemory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pyvmm.kvm.vcpu import VcpuFd
 
@@ -103,6 +104,16 @@ def measure(progress: Callable[[str], None] = lambda _: None) -> Costs:
 
 def _measure(code: bytes, ring: int, exits: int, count: int) -> Cost:
     """Nanoseconds from exit to exit of `code` in `ring`, with `count` in EBX."""
+    with probe_guest(code, ring, count) as vcpu:
+        return _rounds(vcpu, exits)
+
+
+@contextmanager
+def probe_guest(code: bytes, ring: int, rbx: int = 0) -> Iterator[VcpuFd]:
+    """The vCPU of a guest that is about to run `code`, at CODE in `ring`; it is kicked when its time is over.
+
+    Raises KvmUnavailableError, KvmError.
+    """
     memory = GuestMemory.allocate([(0, RAM)])
     try:
         _fill(memory, code)
@@ -111,11 +122,11 @@ def _measure(code: bytes, ring: int, exits: int, count: int) -> Cost:
             vm.set_user_memory_region(0, 0, memory.regions[0].view)
             vcpu = vm.create_vcpu(0)
             vcpu.set_cpuid2(with_topology(kvm.supported_cpuid(), 0, 1))
-            apply_state(vcpu, _state(ring, count))
+            apply_state(vcpu, _state(ring, rbx))
             limit = Timer(TIME_LIMIT, vcpu.kick)
             limit.start()
             try:
-                return _rounds(vcpu, exits)
+                yield vcpu
             finally:
                 limit.cancel()
                 limit.join()
@@ -152,12 +163,12 @@ def _fill(memory: GuestMemory, code: bytes) -> None:
     memory.write(TSS + TSS_IO_MAP, pack("<H", TSS_BITMAP))  # the bitmap stays zero: every port is allowed
 
 
-def _state(ring: int, count: int) -> x86.CpuState:
+def _state(ring: int, rbx: int) -> x86.CpuState:
     state = x86.long_state(STACK, 0, PML4)
     state.cs = Segment(CODE_SELECTOR | ring, 0, FLAT_LIMIT, TYPE_CODE, dpl=ring, l=1, g=1)
     state.ds = state.es = state.fs = state.gs = state.ss = Segment(
         DATA_SELECTOR | ring, 0, FLAT_LIMIT, TYPE_DATA, dpl=ring, db=1, g=1
     )
     state.tr.base, state.tr.limit = TSS, TSS_LIMIT
-    state.rip, state.rdx, state.rbx = CODE, PORT, count
+    state.rip, state.rdx, state.rbx = CODE, PORT, rbx
     return state

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pyvmm.cli import probe
+from pyvmm.cli import debugprobe, probe
 from pyvmm.errors import PyvmmError
 from pyvmm.kvm import Kvm
 from pyvmm.kvm.host import Host
@@ -50,6 +50,8 @@ def test_the_report_agrees_with_the_ioctls() -> None:
     assert 100 < costs["exit_ring3"]["median_ns"] < 10_000_000
     if host.module in ("intel", "amd", "pvm"):
         assert costs["ring0_emulated"] is bool(host.quirks.ring0_emulated)
+        # What the gdb stub relies on.
+        assert report["debug"] == {name: list(getattr(host.debug, name)) for name in report["debug"]}
 
 
 def test_without_measurements_the_report_is_there_at_once() -> None:
@@ -87,4 +89,5 @@ def test_measuring_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> Non
     probe._measure(probe.EXIT_LOOP, 3, 1, 0)
     with pytest.raises(PyvmmError):
         probe._measure(SPIN, 0, 1, 0)
+    debugprobe.abilities()
     assert left() == before

@@ -16,14 +16,16 @@ LIMIT = 60
 SETTINGS = ("set pagination off", "set confirm off", "set remotetimeout 30", "set width 0", "set style enabled off")
 
 
-def gdb(
-    commands: tuple[str, ...], *, file: str = "", before: tuple[str, ...] = (), limit: float = LIMIT
-) -> subprocess.CompletedProcess[str]:
-    """A batch session; `before` are commands that come before `file` is read."""
+def gdb(*commands: str, file: str = "", limit: float = LIMIT) -> str:
+    """A batch session with the symbols of `file`; what gdb printed, on both streams."""
     words = ["gdb", "-q", "-batch", "-nx"]
-    for command in (*SETTINGS, *before, *((f"file {file}",) if file else ()), *commands):
+    for command in (*SETTINGS, *((f"file {file}",) if file else ()), *commands):
         words += ["-ex", command]
-    return subprocess.run(words, capture_output=True, text=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
+    out, none = subprocess.PIPE, subprocess.DEVNULL
+    done = subprocess.run(
+        words, stdin=none, stdout=out, stderr=subprocess.STDOUT, text=True, timeout=limit, check=False
+    )
+    return done.stdout
 
 
 class Debugged:
@@ -53,10 +55,9 @@ class Debugged:
         self._err.close()
         self._folder.cleanup()
 
-    def gdb(self, *commands: str, file: str = "", before: tuple[str, ...] = ()) -> str:
-        """A session from `target remote` on; what gdb printed, on both streams."""
-        done = gdb((f"target remote {self.socket}", *commands), file=file, before=before, limit=self._limit)
-        return done.stdout + done.stderr
+    def gdb(self, *commands: str, file: str = "") -> str:
+        """A session from `target remote` on; what gdb printed."""
+        return gdb(f"target remote {self.socket}", *commands, file=file, limit=self._limit)
 
     def wait(self) -> int:
         """The exit status."""
