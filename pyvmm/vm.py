@@ -459,7 +459,8 @@ class VM(Endings, GuestParts):
             elif self._virtio is not None and not self._control.pausing:
                 self._virtio.resume()
 
-        gdb.begin(self, self._control, self.host.debug, quiet)
+        assert self.loaded is not None
+        gdb.begin(self, self._control, self.host.debug, quiet, self.loaded.path)
         return gdb.loop
 
     def _virtio_output(self, data: bytes) -> None:

@@ -23,6 +23,7 @@ from pyvmm.forks import keep_from_children
 from pyvmm.kvm.causes import cause
 from pyvmm.kvm.constants import (
     KVM_CAP_SYNC_REGS,
+    KVM_GUESTDBG_SINGLESTEP,
     KVM_MP_STATE_UNINITIALIZED,
     KVM_SYNC_X86_REGS,
 )
@@ -308,9 +309,9 @@ class VcpuFd(VcpuState):
             self._context.sync_regs = 1
 
     def guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
-        """As VcpuState's; while the guest is debugged every access is an exit."""
+        """As VcpuState's; while the guest is stepped every access is an exit."""
         super().guest_debug(control, debugreg)
-        self._debugged = control != 0
+        self._debugged = control & KVM_GUESTDBG_SINGLESTEP != 0
         self._choose()
 
     def _choose(self) -> None:

@@ -55,6 +55,7 @@ class DebuggedVcpu(ScriptedVcpu):
         self.msrs = {0xC0000102: 0x1122}
         self.debugging: list[tuple[int, list[int]]] = []
         self.debugregs = SimpleNamespace(dr6=0)
+        self.pending = 0
         self.injected: list[int] = []
         self.broken: set[str] = set()
         self.vm = SimpleNamespace(check_extension=lambda number: KVM_GUESTDBG_BLOCKIRQ if number == 195 else 0)
@@ -126,7 +127,7 @@ class DebuggedVcpu(ScriptedVcpu):
         self.debugregs = registers
 
     def get_vcpu_events(self) -> Any:
-        exception = SimpleNamespace(injected=0, pending=0, nr=0, has_error_code=0, error_code=0)
+        exception = SimpleNamespace(injected=0, pending=self.pending, nr=self.pending, has_error_code=0, error_code=0)
         return SimpleNamespace(exception=exception, flags=0)
 
     def set_vcpu_events(self, events: Any) -> None:

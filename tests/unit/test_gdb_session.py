@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from pyvmm.debug.gdb.description import elf_bits
+from pyvmm.debug.gdb.monitor import Monitor
 from pyvmm.kvm.constants import (
     KVM_GUESTDBG_BLOCKIRQ,
     KVM_GUESTDBG_ENABLE,
@@ -17,7 +19,7 @@ from pyvmm.kvm.constants import (
 )
 from pyvmm.kvm.exits import Debug, Pio, Shutdown
 from pyvmm.kvm.host import INT3
-from tests.support.gdbrig import CODE, LIMITED, RAM, TABLES, USER, Rig, at, refused, stepped, words
+from tests.support.gdbrig import CODE, LIMITED, RAM, TABLES, USER, Rig, at, cpu, refused, stepped, words
 
 STEP = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ
 DATA = 0x180000
@@ -58,6 +60,12 @@ def write(rig: Rig, name: str, value: int) -> str:
     return rig.ask(f"P{number(rig, name):x}={value.to_bytes(size, 'little').hex()}")
 
 
+def monitor(rig: Rig, command: str) -> str:
+    said = rig.session.answer(b"qRcmd," + command.encode().hex().encode())
+    assert said[-1] == b"OK"
+    return words(text.decode() for text in said)
+
+
 # --- What there is ---------------------------------------------------------------------------------------------------
 
 
@@ -93,6 +101,47 @@ def test_the_description_follows_the_mode_and_g_has_what_it_says(mode, architect
     assert len(rig.ask("g")) == sum(sizes) // 4
     assert sizes[names.index("rip" if mode == "long" else "eip")] == pc * 8
     rig.end()
+
+
+def test_a_connection_shows_what_was_chosen_and_at_least_what_the_kernels_symbols_are(tmp_path):
+    rig = Rig(mode="protected")
+    assert rig.monitor.bits(32) == 32
+    assert "i386:x86-64" in monitor(rig, "architecture i386:x86-64")
+    assert rig.monitor.bits(32) == 64
+    assert "expected" in monitor(rig, "architecture arm")
+    assert "auto" in monitor(rig, "architecture auto")
+    assert Monitor(None, 64).bits(32) == 64
+    assert Monitor(None, 32).bits(64) == 64
+    (tmp_path / "kernel").write_bytes(b"\x7fELF\x02")
+    assert elf_bits(str(tmp_path / "kernel")) == 64
+    assert elf_bits(str(tmp_path / "no")) == elf_bits("/dev/null") == 0
+    rig.end()
+
+
+def test_a_guest_that_comes_to_a_wider_mode_is_told_of():
+    rig = Rig(mode="protected")
+
+    def widen(vcpu):
+        vcpu.state = cpu("long")
+        return stepped(CODE + 2)(vcpu)
+
+    assert "disconnect" in words(rig.run("vCont;s:1", widen))
+    assert words(rig.run("vCont;s:1", stepped(CODE + 4))) == ""
+    rig.end()
+
+
+def test_monitor_is_about_the_processor_that_stopped_or_was_chosen(pair):
+    pair.ask("Hg2")
+    assert "vCPU 0" in monitor(pair, "vcpu")
+    assert "vCPU 1" in monitor(pair, "vcpu 1")
+    assert "expected" in monitor(pair, "vcpu 2")
+    pair.run("vCont;s:1", stepped(CODE + 2))
+    assert "vCPU 0" in monitor(pair, "vcpu")
+
+
+@pytest.mark.parametrize("text", ["", "help", "physical", "physical maybe", "no such", "x" * 9999, "vcpu x", "\x00"])
+def test_monitor_answers_anything_in_words(rig, text):
+    assert monitor(rig, text).endswith("\n")
 
 
 # --- Registers -------------------------------------------------------------------------------------------------------
@@ -287,6 +336,14 @@ def test_an_instruction_that_kvm_refuses_is_the_breakpoint_if_it_was_planted(lim
     assert limited.run("vCont;c", refused(CODE + 4)) == ["T05thread:1;swbreak:;"]
     assert limited.control.outcome is None
     assert not limited.vcpus[0].debugging[0][0] & KVM_GUESTDBG_USE_SW_BP
+
+
+def test_a_kvm_that_raises_an_exception_as_well_has_it_taken_back(limited):
+    vcpu = limited.vcpus[0]
+    vcpu.pending = 6
+    limited.ask(f"Z0,{CODE + 4:x},1")
+    assert limited.run("vCont;c", refused(CODE + 4)) == ["T05thread:1;swbreak:;"]
+    assert vcpu.injected == [0]
 
 
 def test_the_same_memory_at_another_address_is_told_apart(limited):

@@ -17,6 +17,16 @@ ARCHITECTURES = {64: "i386:x86-64", 32: "i386", 16: "i8086"}
 """What gdb calls the modes, by the bits of their code."""
 
 
+def elf_bits(path: str) -> int:
+    """32 or 64 for an ELF file of that class (System V gABI, "ELF Identification"), 0 for another."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(5)
+    except OSError:
+        return 0
+    return {b"\x7fELF\x01": 32, b"\x7fELF\x02": 64}.get(head, 0)
+
+
 class Register:
     """One register: its `name` in gdb, its size in `bits`, gdb's `type`, and where its value is (`RegisterFile`)."""
 

@@ -1,6 +1,6 @@
-"""Giving the guest an exception that KVM has shown to the debugger and that is the guest's own. Imports nothing.
+"""Exceptions that came to the debugger and are the guest's own, and those that the guest shall not see.
 
-KVM API, 4.32 (KVM_SET_VCPU_EVENTS); Intel SDM volume 3B, 18.2.3 (DR6).
+Imports nothing. KVM API, 4.32 (KVM_SET_VCPU_EVENTS); Intel SDM volume 3B, 18.2.3 (DR6).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-DB, BP = 1, 3
-"""Vectors of #DB and #BP."""
+DB, BP, UD = 1, 3, 6
+"""Vectors of #DB, #BP and #UD."""
 
 
 def pass_on(vcpu: Any, vector: int, dr6: int) -> None:
@@ -25,3 +25,13 @@ def pass_on(vcpu: Any, vector: int, dr6: int) -> None:
     exception.has_error_code = exception.error_code = 0
     events.flags = 0
     vcpu.set_vcpu_events(events)
+
+
+def take_back(vcpu: Any) -> None:
+    """Take #UD back, which a KVM without KVM_CAP_EXIT_ON_EMULATION_FAILURE raises as well as failing."""
+    events = vcpu.get_vcpu_events()
+    exception = events.exception
+    if (exception.injected or exception.pending) and exception.nr == UD:
+        exception.injected = exception.pending = exception.nr = 0
+        events.flags = 0
+        vcpu.set_vcpu_events(events)

@@ -28,13 +28,18 @@ LONGEST = 4096
 
 
 class Monitor:
-    """The commands for `vm`. `bits` is the mode that a connection is to show, 16, 32 or 64; 0 is the processor's."""
+    """The commands for `vm`. `bits` are those of the kernel's symbols, 32 or 64, or 0."""
 
     def __init__(self, vm: Any, bits: int = 0) -> None:
-        self.bits = bits
+        self._own = bits
+        self._chosen = 0
         self.vcpu: int | None = None
         """The vCPU that was chosen; None is the one that stopped."""
         self._vm = vm
+
+    def bits(self, mode: int) -> int:
+        """What a connection is shown where the processor's code has `mode` bits: 16, 32 or 64."""
+        return self._chosen or max(mode, self._own)
 
     def run(self, command: str, index: int, memory: Memory) -> list[str]:
         """What `command` says, where vCPU `index` has stopped."""
@@ -78,6 +83,6 @@ class Monitor:
         if len(words) > 1 or any(word not in names for word in words):
             raise Refused(f"expected: monitor architecture, then one of {', '.join(names)}")
         if words:
-            self.bits = names[words[0]]
-        shown = next(name for name, bits in names.items() if bits == self.bits)
+            self._chosen = names[words[0]]
+        shown = next(name for name, bits in names.items() if bits == self._chosen)
         return [f"the next connection is shown {shown}: disconnect, then target remote again"]

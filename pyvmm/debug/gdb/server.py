@@ -15,6 +15,7 @@ import time
 
 from pyvmm import threads
 from pyvmm.debug.gdb.connection import FULL, Connection
+from pyvmm.debug.gdb.description import elf_bits
 from pyvmm.debug.gdb.loop import DebuggedLoop
 from pyvmm.debug.gdb.monitor import Monitor
 from pyvmm.debug.gdb.session import Session
@@ -139,12 +140,15 @@ class GdbServer:
         control: Control,
         can: DebugAbilities,
         quiet: Callable[[bool], None],
-        bits: int = 0,
+        kernel: str = "",
     ) -> None:
-        """Take `vm`, whose threads have not been started: its vCPUs stand until a debugger lets them go."""
+        """Take `vm`, whose threads have not been started: its vCPUs stand until a debugger lets them go.
+
+        `kernel` is the path of what is booted: gdb may be given its symbols.
+        """
         self.target = target = Target(can, self._notify, quiet)
         target.begin(control, vm.vcpus, vm.memory)
-        self._monitor = Monitor(vm, bits)
+        self._monitor = Monitor(vm, elf_bits(kernel))
 
     def start(self) -> None:
         """Let the debugger in. Raises PyvmmError where the host has no room for a thread."""

@@ -43,7 +43,7 @@ class Session(Access):
         self._monitor = monitor
         self._last = self._reply(SIGTRAP, 0)
         self._said_bits = 0
-        self.description = Description(monitor.bits or self._bits(0))
+        self.description = Description(monitor.bits(self._bits(0)))
 
     # --- Packets -----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from pyvmm.cpubits import DR6_BS
-from pyvmm.debug.gdb.inject import BP, DB, pass_on
+from pyvmm.debug.gdb.inject import BP, DB, pass_on, take_back
 from pyvmm.debug.gdb.points import ACCESS, EXECUTE, WRITE, Points
 from pyvmm.debug.state import capture
 from pyvmm.errors import KvmError
@@ -247,6 +247,7 @@ class Target:
         if exit.__class__ is InternalError and self.points.planted:
             state = capture(vcpu)
             if state.whole and self.points.at(state.linear_rip, state) is not None:
+                take_back(vcpu)
                 self._on_planted(vcpu, state)
                 return True
         return False
