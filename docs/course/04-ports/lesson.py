@@ -42,11 +42,11 @@ def run(vm):
 
 
 def watch():
-    run(VM(guest("lesson04-ports").path(), timeout=10))
+    run(VM(guest("lesson04-ports").path(), timeout=30))
 
 
 def answer():
-    vm = VM(guest("lesson04-ports").path(), timeout=10)
+    vm = VM(guest("lesson04-ports").path(), timeout=30)
     vm.attach(Multiplier(), port=0x500)
     run(vm)
 

@@ -45,14 +45,14 @@ class SmallUart(RegisterFile, registers=REGISTERS):
 
 
 def absent():
-    with VM(guest("lesson05-uart").path(), timeout=10) as vm:
+    with VM(guest("lesson05-uart").path(), timeout=30) as vm:
         vm.wait()
     print(vm.console.text, end="")
 
 
 def drive():
     uart = SmallUart()
-    vm = VM(guest("lesson05-uart").path(), timeout=10, paused=True)
+    vm = VM(guest("lesson05-uart").path(), timeout=30, paused=True)
 
     def show(vcpu, exit):
         if 0x2F8 <= exit.port < 0x300:

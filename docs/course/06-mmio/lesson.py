@@ -29,7 +29,7 @@ class Console(MmioDevice):
 
 def hello():
     console, exits = Console(), []
-    vm = VM(guest("mmio-hello").path(), timeout=10)
+    vm = VM(guest("mmio-hello").path(), timeout=30)
     vm.attach(console, gpa=0xD000_0000)
     vm.on_exit("MMIO", lambda vcpu, exit: exits.append(exit.describe()))
     with vm:

@@ -15,7 +15,7 @@ def bits(value, names):
 
 def watch():
     """At each letter that the guest prints: what makes up its mode."""
-    vm = VM(guest("lesson07-modes").path(), timeout=10)
+    vm = VM(guest("lesson07-modes").path(), timeout=30)
 
     def show(vcpu, exit):
         if exit.port == 0xE9:

@@ -33,7 +33,7 @@ def build():
 
 def watch():
     """Walk the guest's own tables at the end of each line that it prints."""
-    vm = VM(guest("paging").path(), timeout=10)
+    vm = VM(guest("paging").path(), timeout=30)
 
     def look(vcpu, exit):
         if exit.data == b"\n" and exit.is_write:
@@ -48,7 +48,7 @@ def watch():
 
 def count():
     """What KVM has counted for the same guest."""
-    with VM(guest("paging").path(), timeout=10) as vm:
+    with VM(guest("paging").path(), timeout=30) as vm:
         vm.wait()
         counters = vm.vcpus[0].stats_fd().read() | vm.vcpus[0].vm.stats_fd().read()
     for name in ("exits", "insn_emulation", "pf_guest", "invlpg", "tlb_flush", "mmu_pte_write"):

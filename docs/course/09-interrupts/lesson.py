@@ -30,7 +30,7 @@ class Mailbox(PortDevice):
 
 
 def started(box):
-    vm = VM(guest("lesson09-mailbox").path(), timeout=10)
+    vm = VM(guest("lesson09-mailbox").path(), timeout=30)
     vm.attach(box, port=0x500, irq=LINE)
     return vm
 
@@ -38,7 +38,7 @@ def started(box):
 def post():
     box = Mailbox()
     with started(box) as vm:
-        vm.console.expect("ready\n", timeout=10)
+        vm.console.expect("ready\n", timeout=30)
         box.post(b"abc")
         vm.wait()
     print(vm.console.text, end="")
@@ -55,7 +55,7 @@ def controller():
         print(f"{when:>8}: {parts}, line {ioapic.irr >> LINE & 1}, remote IRR {entry >> 14 & 1}")
 
     with started(box) as vm:
-        vm.console.expect("ready\n", timeout=10)
+        vm.console.expect("ready\n", timeout=30)
         look("waiting")
         vm.on_exit("IO", lambda vcpu, exit: exit.port == 0x500 and look(f"{exit.data.decode()} taken"))
         box.post(b"abc")
@@ -65,10 +65,10 @@ def controller():
 def signal():
     box, event = Mailbox(), EventFd()
     with started(box) as vm:
-        vm.console.expect("ready\n", timeout=10)
+        vm.console.expect("ready\n", timeout=30)
         vm.vcpus[0].vm.irqfd(event.fd, LINE)
         event.signal()  # this could be any process that has the descriptor, or the kernel
-        vm.console.expect("no letter\n", timeout=10)
+        vm.console.expect("no letter\n", timeout=30)
         box.post(b"xyz")
         vm.wait()
     # Each line once: an interrupt may come once more than needed, and the guest says so each time.
