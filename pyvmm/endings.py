@@ -57,7 +57,7 @@ class Endings(Parts):
                 raise TimeLimitError(f"the guest does not listen to its power button ({timeout:g} s)")
             self._await_end(min(LISTENS_AGAIN, left))
         if self.exit is None:
-            pm.press_power_button()
+            self.machine.press_power_button()
         if not self._await_end(max(0.0, deadline - time.monotonic())):
             raise TimeLimitError(f"the guest has not switched itself off {timeout:g} s after its power button")
         return self.wait()

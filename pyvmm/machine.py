@@ -7,6 +7,8 @@ the PIT are KVM's own and do not appear here.
 
 from __future__ import annotations
 
+import time
+
 from pyvmm import layout
 from pyvmm.bus import PORTS, Bus, Later
 from pyvmm.errors import STATUS_PANIC
@@ -17,6 +19,7 @@ from pyvmm.runloop import Outcome, debug_exit
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from pyvmm.bus import BusDevice
     from pyvmm.devices.acpipm import AcpiPm
@@ -25,11 +28,18 @@ if TYPE_CHECKING:
     from pyvmm.devices.rtc import Rtc
     from pyvmm.devices.serial import Serial
 
+    Tap = Callable[[str, str, Any], Any]
+    """tap(device, name, function): `function` itself, or what does as it does and keeps what passes."""
+
+
+def _untapped(device: str, name: str, function: Any) -> Any:
+    return function
+
 
 class Machine:
     """Buses `ports` and `mmio` with the platform devices attached."""
 
-    __slots__ = ("_interrupt", "_keyboard", "_pm", "_reset_control", "_rtc", "_serial", "hot", "mmio", "ports")
+    __slots__ = ("_interrupt", "_keyboard", "_pm", "_reset_control", "_rtc", "_serial", "_tap", "hot", "mmio", "ports")
 
     def __init__(
         self,
@@ -39,19 +49,22 @@ class Machine:
         end: Callable[[Outcome], None],
         hot: Hot | None = None,
         input_ready: Callable[[], None] | None = None,
+        tap: Tap = _untapped,
     ) -> None:
         """Assemble the machine.
 
         `ram` is its memory as (gpa, length), which the CMOS reports; `interrupt(gsi, asserted)` sets the level of an
         interrupt line; `output` takes what the guest writes to its consoles; `end` ends the run; `hot` makes
         the windows through which the run loop in C sees devices, None: it sees none. `input_ready()` is called when
-        `receive`, having taken less than it was given, would take more.
+        `receive`, having taken less than it was given, would take more. What devices call, and what is done to them
+        from outside, goes through `tap`.
         """
 
         def reset(cause: str) -> Callable[[], None]:
             return lambda: end(Outcome("reboot", 0, f"the guest reset the machine through {cause}"))
 
         self._interrupt = interrupt
+        self._tap = tap
         self._keyboard: I8042 | None = None
         self.hot = hot = hot or Hot()
         self.ports = Bus("port", PORTS, hot.ports)
@@ -62,7 +75,8 @@ class Machine:
         def serial() -> Serial:
             from pyvmm.devices.serial import Serial
 
-            made = Serial(self._line(layout.SERIAL_IRQ), output, waits=True, group=consoles)
+            out = tap("serial", "output", output)
+            made = Serial(self._line(layout.SERIAL_IRQ), out, waits=True, group=consoles)
             made.on_input_drained = input_ready
             return made
 
@@ -71,7 +85,7 @@ class Machine:
 
             below_4g = sum(length for gpa, length in ram if gpa < layout.HOLE_END)
             above_4g = sum(length for gpa, length in ram if gpa >= layout.HOLE_END)
-            return Rtc(below_4g, above_4g, group=clock)
+            return Rtc(below_4g, above_4g, tap("rtc", "clock", time.time), group=clock)
 
         def pm() -> AcpiPm:
             from pyvmm.devices.acpipm import AcpiPm
@@ -79,39 +93,44 @@ class Machine:
             def off() -> None:
                 end(Outcome("power-off", 0, "the guest switched the machine off"))
 
-            return AcpiPm(self._line(layout.SCI_IRQ), off, off_types=(layout.ACPI_S5_SLEEP_TYPE, 0))
+            tick = tap("acpi-pm", "clock", time.monotonic)
+            types = (layout.ACPI_S5_SLEEP_TYPE, 0)
+            return AcpiPm(self._line(layout.SCI_IRQ), tap("acpi-pm", "off", off), off_types=types, clock=tick)
 
         def keyboard() -> I8042:
             if self._keyboard is None:
                 from pyvmm.devices.i8042 import I8042
 
-                self._keyboard = I8042(reset("the i8042 keyboard controller"))
+                self._keyboard = I8042(tap("i8042", "reset", reset("the i8042 keyboard controller")))
             return self._keyboard
 
         def port92() -> BusDevice:
             from pyvmm.devices.port92 import Port92
 
-            return Port92(reset("port 0x92"))
+            return Port92(tap("port92", "reset", reset("port 0x92")))
 
         def reset_control() -> ResetControl:
             from pyvmm.devices.resetcontrol import ResetControl
 
-            return ResetControl(reset("port 0xcf9"))
+            return ResetControl(tap("resetcontrol", "reset", reset("port 0xcf9")))
 
         def pvpanic() -> BusDevice:
             from pyvmm.devices.pvpanic import PvPanic
 
-            return PvPanic(lambda: end(Outcome("panic", STATUS_PANIC, "the guest's kernel panicked")))
+            told = tap(
+                "pvpanic", "panicked", lambda: end(Outcome("panic", STATUS_PANIC, "the guest's kernel panicked"))
+            )
+            return PvPanic(told)
 
         def debugexit() -> BusDevice:
             from pyvmm.devices.debugexit import DebugExit
 
-            return DebugExit(lambda value: end(debug_exit(value)))
+            return DebugExit(tap("debugexit", "end", lambda value: end(debug_exit(value))))
 
         def debugcon(name: str) -> BusDevice:
             from pyvmm.devices.debugcon import DebugCon
 
-            return DebugCon(output, name, consoles)
+            return DebugCon(tap(name, "output", output), name, consoles)
 
         self._serial = Later("serial", serial)
         self._rtc = Later("rtc", rtc)
@@ -154,7 +173,12 @@ class Machine:
 
     def receive(self, data: bytes) -> int:
         """Input for the guest's console; returns how many bytes it took."""
-        return self.serial.receive(data)
+        taken: int = self._tap("serial", "receive", self.serial.receive)(data)
+        return taken
+
+    def press_power_button(self) -> None:
+        """Ask the guest to shut down."""
+        self._tap("acpi-pm", "press_power_button", self.pm.press_power_button)()
 
     def add_pci(self, bridge: BusDevice) -> None:
         """Let `bridge` answer at the 8 ports of configuration mechanism 1, but for the reset control register's byte.

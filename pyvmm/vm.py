@@ -290,10 +290,11 @@ class VM(Endings, GuestParts):
         if tracer is not None:
             tracer.phase("loaded")
         interrupt = fd.irq_line if tracer is None else tracer.lines(fd.irq_line)
+        taps = {} if tracer is None else {"tap": tracer.tap}
         ram = layout.ram_ranges(self.config.mem)
         hot = self._hot()
         ends, room = self._diagnosis.guest_ends, self.console.input_ready
-        self._machine = Machine(ram, interrupt, self._output, ends, hot, room)
+        self._machine = Machine(ram, interrupt, self._output, ends, hot, room, **taps)
         for own in self._own:
             self._attach(*own)
         if self._virtio is not None:
@@ -309,7 +310,8 @@ class VM(Endings, GuestParts):
             for vcpu in self._vcpus:
                 vcpu.serve(hot)
         if tracer is not None:
-            tracer.begin(self.config, self.host.module, self.machine, fd, self._vcpus)
+            restored = bool(self._origin.sources)
+            tracer.begin(self.config, self.host.module, self.machine, fd, self._vcpus, restored=restored)
             for device in () if self._virtio is None else self._virtio.devices:
                 device.trace = tracer.queues(device)
 

@@ -124,6 +124,25 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 TRACE = ("trace", {"metavar": "FILE", "help": "a trace in any form, of a killed run too"})
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    """The exit status is 1 if a device differs."""
+    from pyvmm.errors import UsageError
+    from pyvmm.trace.reader import read
+    from pyvmm.trace.replay import replay
+    from pyvmm.trace.runs import played
+
+    trace = read(arguments.trace)
+    devices = [arguments.device] if arguments.device or "recording" in trace.header else played(trace)
+    if not devices:
+        raise UsageError(f"{arguments.trace}: none of its devices can be replayed")
+    results = [replay(trace, device) for device in devices]
+    for result in results:
+        print(result)
+    return int(not all(result.same for result in results))
+
+
 VERBS = {
     verb.name: verb
     for verb in (
@@ -191,6 +210,14 @@ VERBS = {
             ("first", {"metavar": "A", "help": "a trace"}),
             ("second", {"metavar": "B", "help": "another one"}),
             ("--device", {"metavar": "NAME", "help": "compare accesses of this device alone", "default": ""}),
+        ),
+        TraceVerb(
+            "replay",
+            replay,
+            "do the recorded accesses of devices again with the device models, without KVM, and say where they differ; "
+            "exit status 0 if they do not, 1 if they do",
+            TRACE,
+            ("--device", {"metavar": "NAME", "help": "this device alone", "default": ""}),
         ),
     )
 }

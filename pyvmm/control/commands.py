@@ -173,7 +173,7 @@ def power_button(server: ControlServer) -> dict[str, Any]:
         raise UsageError(f"{server.name} is paused: a paused guest cannot shut down (pyvmm resume comes first)")
     listening = vm.machine.pm.listening
     if listening:
-        vm.machine.pm.press_power_button()
+        vm.machine.press_power_button()
     return {"listening": listening}
 
 

@@ -69,7 +69,9 @@ class Tracer:
 
     # --- The beginning --------------------------------------------------------------------------------------------
 
-    def begin(self, config: VmConfig, module: str, machine: Machine, fd: VmFd, vcpus: Sequence[VcpuFd]) -> None:
+    def begin(
+        self, config: VmConfig, module: str, machine: Machine, fd: VmFd, vcpus: Sequence[VcpuFd], *, restored: bool
+    ) -> None:
         """The machine is there, nothing runs: the header, KVM's counters as they are, then all that happens."""
         header = {
             "kind": "trace",
@@ -81,6 +83,7 @@ class Tracer:
             "kernel": os.fspath(config.kernel),
             "append": config.append,
             "kvm": f"kvm_{module}" if module else "",
+            "restored": restored,
             "devices": describe(machine),
         }
         self._recording.text(header, self._began)
@@ -156,6 +159,19 @@ class Tracer:
     def messages(self, wires: MsixWires, device: str) -> MsixWires:
         """`wires`, whose messages are recorded by the number of their vectors."""
         return _TracedWires(wires, lambda vector: self._interrupt(device, vector, PULSE))
+
+    def tap(self, device: str, name: str, function: Any) -> Any:
+        """`function`, recorded when it is over, with the bytes that it is given, and its result or a number given."""
+
+        def tapped(*given: Any) -> Any:
+            result = function(*given)
+            if self._header:
+                data = next((bytes(one) for one in given if isinstance(one, bytes | bytearray)), None)
+                numbers = (one for one in (result, *given) if isinstance(one, int | float))
+                self._recording.outside(device, name, data, next(numbers, None))
+            return result
+
+        return tapped
 
     def queues(self, device: VirtioDevice) -> QueueTrace:
         """What records the use of the device's queues."""

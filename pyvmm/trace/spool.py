@@ -34,8 +34,12 @@ EVENTS = 0xFFFFFFFF
 LARGEST = 1 << 24
 """Bytes of a chunk at most, so that a damaged file asks for no more memory than that."""
 
-END, EXIT, QUEUE, INTERRUPT, TEXT, NAME = range(6)
-"""Kinds. TEXT is a record as JSON, NAME a device's name; both go on in the bytes behind the record, `count` of them."""
+END, EXIT, QUEUE, INTERRUPT, TEXT, NAME, OUTSIDE = range(7)
+"""Kinds. TEXT is a record as JSON, NAME a name that has a number; the last three go on in the bytes behind the record,
+`count` of them."""
+DATA, NUMBER, FLOAT = 1, 2, 4
+"""Flags of an OUTSIDE record: which of the two it has, and that the number is a double."""
+DOUBLE = Struct("<d")
 WRITE, BY_C, OPEN, MMIO, ACCESS = 1, 2, 4, 8, 16
 """Flags of an EXIT. OPEN: it has not been handled yet."""
 QUEUE_EVENTS = ("notify", "take", "complete", "interrupt")
@@ -101,7 +105,7 @@ def _stream(
             if kind == END:
                 break
             behind = b""
-            if kind in (TEXT, NAME):
+            if kind in (TEXT, NAME, OUTSIDE):
                 behind = chunk[at : at + fields[4]]
                 at += trailing(fields[4])
             elif kind == EXIT and fields[1] & ACCESS and (data := fields[2] * fields[4]) > INLINE:
@@ -135,6 +139,13 @@ def _record(stream: int, fields: tuple[int, ...], behind: bytes, names: dict[int
     if kind == INTERRUPT:
         level = LEVELS[min(flags, 2)]
         return {"kind": "interrupt", "t": t, "device": names.get(run, "?"), "gsi": address, "level": level}
+    if kind == OUTSIDE:
+        record = {"kind": "outside", "t": t, "device": names.get(run, "?"), "name": names.get(address, "?")}
+        if flags & DATA:
+            record["data"] = behind.hex()
+        if flags & NUMBER:
+            record["value"] = DOUBLE.unpack(value.to_bytes(8, "little"))[0] if flags & FLOAT else value
+        return record
     record = {"kind": "exit", "t": t, "vcpu": stream, "reason": _reason(reason)}
     if rip:
         record["rip"] = rip

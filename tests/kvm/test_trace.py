@@ -20,8 +20,10 @@ from pyvmm.images import guest
 from pyvmm.layout import VIRTIO_MMIO
 from pyvmm.owndevices import PortDevice
 from pyvmm.trace.reader import Trace, read
+from pyvmm.trace.replay import replay
+from pyvmm.trace.runs import played
 from tests.support import guests
-from tests.support.cli import PYVMM, environment, pyvmm, wait_for
+from tests.support.cli import ECHO, PYVMM, environment, pyvmm, wait_for
 
 pytestmark = pytest.mark.needs("kvm", "gcc")
 
@@ -236,6 +238,32 @@ def test_a_restored_vm_is_traced_from_where_it_goes_on(tmp_path):
     assert process.returncode == 1
     [read_] = exits(read(trace), at=0x71)
     assert read_["register"] == "SHUTDOWN", "what was selected before the snapshot is still selected"
+
+
+@pytest.mark.parametrize("how", ["fast", "plain"])
+def test_a_run_s_platform_devices_are_played_back_without_a_difference(tmp_path, how):
+    # Real mode: echo the serial port's input until q, which comes in while the guest polls.
+    kernel = flat(tmp_path, ECHO)
+    console = CaptureConsole()
+    with VM(kernel, console=console, trace=tmp_path / "t", exits=how) as vm:
+        for word in (b"some ", b"words ", b"and more"):
+            console.send(word)
+            wait_for(lambda word=word: word in console.output, "the echo")
+        console.send(b"q")
+        assert vm.wait(LIMIT).status == 1
+    trace = read(tmp_path / "t")
+    assert played(trace) == ["serial", "debugexit"]
+    for device in played(trace):
+        result = replay(trace, device)
+        assert result.same, result
+    assert pyvmm("trace", "replay", tmp_path / "t").returncode == 0
+    lines = (tmp_path / "t").read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if '"register":"RBR"' in line)
+    (tmp_path / "t").write_text(
+        "\n".join([*lines[:at], lines[at].replace('"data":"73"', '"data":"74"'), *lines[at + 1 :]])
+    )
+    result = replay(tmp_path / "t", "serial")
+    assert not result.same and result.record["register"] == "RBR" and (result.expected, result.got) == ("0x74", "0x73")
 
 
 def test_the_end_by_a_signal_is_in_the_trace(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 
 from pyvmm.trace.explain import Words
 from pyvmm.trace.reader import read
+from pyvmm.trace.replay import replay
+from pyvmm.trace.runs import played
 from tests.support.linux import LIMIT
 
 pytestmark = [
@@ -63,6 +65,14 @@ def test_phases_queues_interrupts_and_counters_are_there(records):
     states = [one["state"] for one in records if one["kind"] == "lifecycle"]
     assert (states, records[-1]["kind"], records[-1]["reason"]) == (["running", "ended"], "end", "power-off")
     assert "lost" not in {one["kind"] for one in records}
+
+
+def test_the_platform_devices_do_again_what_they_did(traced_boot):
+    trace = read(traced_boot.path)
+    assert {"serial", "rtc", "acpi-pm"} <= set(played(trace))
+    for device in played(trace):
+        result = replay(trace, device)
+        assert result.same, result
 
 
 def test_no_time_is_told_twice(exits):
