@@ -1,9 +1,10 @@
-"""The bits of the control registers and RFLAGS by name, for reading aloud.
+"""The bits of the processor's registers by name, for reading aloud.
 
 Imports nothing. The constants that code computes with are in `pyvmm.cpubits`; a test holds names and constants
 together.
 Follows the Intel SDM: RFLAGS volume 1, 3.4.3; CR0 and CR4 volume 3A, 2.5; EFER volume 4, table 2-2 (bits
-above 11: AMD APM volume 2, 3.1.7); exceptions volume 3A, table 6-1; segment types volume 3A, 3.4.5.1 and 3.5.
+above 11: AMD APM volume 2, 3.1.7); IA32_APIC_BASE volume 3A, 11.4.4; DR6 and DR7 volume 3B, 18.2.3 and 18.2.4; MXCSR
+volume 1, 10.2.3; exceptions volume 3A, table 6-1; segment types volume 3A, 3.4.5.1 and 3.5.
 """
 
 from __future__ import annotations
@@ -24,6 +25,18 @@ CR4 = {
     25: "UINTR", 28: "LAM_SUP", 32: "FRED",
 }  # fmt: skip
 EFER = {0: "SCE", 8: "LME", 10: "LMA", 11: "NXE", 12: "SVME", 13: "LMSLE", 14: "FFXSR", 15: "TCE"}
+APIC_BASE = {8: "BSP", 10: "x2APIC", 11: "enabled"}
+MISC_ENABLE = {0: "fast-strings", 3: "TCC", 7: "perfmon", 11: "BTS-unavailable", 12: "PEBS-unavailable", 16: "EIST"}
+DR6 = {0: "B0", 1: "B1", 2: "B2", 3: "B3", 13: "BD", 14: "BS", 15: "BT"}
+DR7 = {
+    0: "L0", 1: "G0", 2: "L1", 3: "G1", 4: "L2", 5: "G2", 6: "L3", 7: "G3", 8: "LE", 9: "GE", 13: "GD",
+}  # fmt: skip
+DR7_UNNAMED = 0xFFFF_0000 | 1 << 10
+"""R/W and LEN of the four breakpoints are numbers, bit 10 is always set."""
+MXCSR = {
+    0: "IE", 1: "DE", 2: "ZE", 3: "OE", 4: "UE", 5: "PE", 6: "DAZ", 7: "IM", 8: "DM", 9: "ZM", 10: "OM", 11: "UM",
+    12: "PM", 15: "FZ",
+}  # fmt: skip
 
 EXCEPTIONS = {
     0: "#DE divide error", 1: "#DB debug", 2: "NMI", 3: "#BP breakpoint", 4: "#OF overflow",

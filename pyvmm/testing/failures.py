@@ -51,7 +51,7 @@ def _processors(vm: VM) -> str:
     try:
         with vm.still():
             found = [
-                VcpuReport(capture(vcpu), vm.memory, list(loop.history), lambda address: "")
+                VcpuReport(capture(vcpu), vm.memory, list(loop.history), vm.symbol)
                 for vcpu, loop in zip(vm.vcpus, vm.loops, strict=True)
             ]
     except (PyvmmError, OSError, ValueError) as error:

@@ -1,16 +1,17 @@
 """What lies where: RAM and what was put into it, device registers, the holes between, and ports.
 
-Imports subject and layout. The chips that are KVM's own are not on a bus: layout, the KVM API document and the data
-sheets say where they answer.
+Imports layout and config's sizes. The chips that are KVM's own are not on a bus: layout, the KVM API document and the
+data sheets say where they answer.
 """
 
 from __future__ import annotations
 
 from pyvmm import layout
+from pyvmm.config import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from pyvmm.debug.views.subject import Subject
@@ -42,26 +43,19 @@ class Place:
         self.kind = kind
         self.what = what
 
-    def line(self, digits: int) -> str:
+    def line(self, digits: int, size: Callable[[int], str]) -> str:
         last = f"{self.start:#0{digits}x}-{self.start + self.length - 1:#0{digits}x}"
         inside = "  " if self.kind == "loaded" else ""
-        return f"{inside}{last}{'' if inside else '  '} {_size(self.length):>10}  {self.what}"
+        return f"{inside}{last}{'' if inside else '  '} {size(self.length):>11}  {self.what}"
 
     def data(self) -> dict[str, Any]:
         return {"start": hex(self.start), "length": self.length, "kind": self.kind, "what": self.what}
 
 
-def _size(length: int) -> str:
-    for unit, name in ((layout.GIB, "GiB"), (layout.MIB, "MiB"), (layout.KIB, "KiB")):
-        if length % unit == 0:
-            return f"{length // unit} {name}"
-    return f"{length} B"
-
-
 def memory_map(vm: Subject) -> list[str]:
     """Guest-physical memory by address, then the ports that a device has."""
-    lines = ["guest-physical memory:", *(f"  {found.line(14)}" for found in _memory(vm))]
-    return [*lines, "ports:", *(f"  {found.line(6)}" for found in _ports(vm))]
+    lines = ["guest-physical memory:", *(f"  {found.line(14, format_size)}" for found in _memory(vm))]
+    return [*lines, "ports:", *(f"  {found.line(6, str)}" for found in _ports(vm))]
 
 
 def memory_map_data(vm: Subject) -> dict[str, Any]:

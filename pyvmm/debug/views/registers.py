@@ -1,8 +1,7 @@
 """A vCPU's registers, all of them, by name and bit by bit.
 
-Imports subject, render and KVM's names of MSRs. Follows the Intel SDM: CR3 volume 3A, 2.5; IA32_APIC_BASE volume 3A,
-11.4.4; IA32_STAR and IA32_PAT volume 3A, 5.8.8 and 12.12.2; DR6 and DR7 volume 3B, 18.2.3 and 18.2.4; x87 and SSE
-volume 1, 8.1 and 10.2.3.
+Imports subject, bits, render and KVM's names of MSRs. Follows the Intel SDM: CR3 volume 3A, 2.5; IA32_STAR and IA32_PAT
+volume 3A, 5.8.8 and 12.12.2; x87 and SSE volume 1, 8.1 and 10.2.3.
 """
 
 from __future__ import annotations
@@ -27,19 +26,7 @@ SHOWN = (
 )  # fmt: skip
 CODE_POINTERS = (msrs.LSTAR, msrs.CSTAR, 0x176)
 """MSRs that hold an address of code."""
-APIC_BASE = {8: "BSP", 10: "x2APIC", 11: "enabled"}
-MISC_ENABLE = {0: "fast-strings", 3: "TCC", 7: "perfmon", 11: "BTS-unavailable", 12: "PEBS-unavailable", 16: "EIST"}
 MEMORY_TYPES = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB", 7: "UC-"}
-DR6 = {0: "B0", 1: "B1", 2: "B2", 3: "B3", 13: "BD", 14: "BS", 15: "BT"}
-DR7 = {
-    0: "L0", 1: "G0", 2: "L1", 3: "G1", 4: "L2", 5: "G2", 6: "L3", 7: "G3", 8: "LE", 9: "GE", 10: "bit 10", 13: "GD",
-}  # fmt: skip
-DR7_BREAKPOINTS = 0xFFFF_0000
-"""R/W and LEN of the four breakpoints: numbers, not flags."""
-MXCSR = {
-    0: "IE", 1: "DE", 2: "ZE", 3: "OE", 4: "UE", 5: "PE", 6: "DAZ", 7: "IM", 8: "DM", 9: "ZM", 10: "OM", 11: "UM",
-    12: "PM", 15: "FZ",
-}  # fmt: skip
 
 
 def registers(vm: Subject, vcpu: int = 0, floating: bool = False) -> list[str]:
@@ -95,7 +82,7 @@ def _control(state: VcpuState) -> Iterator[str]:
     if state.paging.kind != "none":
         low = f"PCID {cr3 & 0xFFF}" if cr4 & CR4_PCIDE else bits.names(cr3 & 0x18, {3: "PWT", 4: "PCD"})
         yield f"  cr3 as a pointer: table at {state.paging.root:#x}{', ' if low else ''}{low}"
-    flags = bits.names(base & 0xFFF, APIC_BASE)
+    flags = bits.names(base & 0xFFF, bits.APIC_BASE)
     yield f"  apic_base as a pointer: registers at {base & 0xF_FFFF_FFFF_F000:#x}, {flags}".rstrip(", ")
 
 
@@ -109,8 +96,8 @@ def _debug(vcpu: Any) -> Iterator[str]:
     values = _debug_values(vcpu)
     yield "  " + "  ".join(f"{name} {values[name]:#x}" for name in ("dr0", "dr1", "dr2", "dr3"))
     # The bits that are fixed at 1 say nothing.
-    yield f"  dr6  {values['dr6']:#010x}  {bits.names(values['dr6'] & 0xE00F, DR6)}".rstrip()
-    yield f"  dr7  {values['dr7']:#010x}  {bits.names(values['dr7'], DR7, DR7_BREAKPOINTS | 1 << 10)}".rstrip()
+    yield f"  dr6  {values['dr6']:#010x}  {bits.names(values['dr6'] & 0xE00F, bits.DR6)}".rstrip()
+    yield f"  dr7  {values['dr7']:#010x}  {bits.names(values['dr7'], bits.DR7, bits.DR7_UNNAMED)}".rstrip()
 
 
 def _msr_values(vcpu: Any) -> dict[int, int]:
@@ -134,9 +121,9 @@ def _msr_words(vm: Subject, index: int, value: int) -> str:
     if index == msrs.EFER:
         words = bits.names(value, bits.EFER)
     elif index == msrs.IA32_MISC_ENABLE:
-        words = bits.names(value, MISC_ENABLE)
+        words = bits.names(value, bits.MISC_ENABLE)
     elif index == msrs.IA32_APIC_BASE:
-        words = bits.names(value & 0xFFF, APIC_BASE)
+        words = bits.names(value & 0xFFF, bits.APIC_BASE)
     elif index == msrs.SFMASK and value:
         words = f"SYSCALL clears {bits.rflags_names(value)}"
     elif index == msrs.STAR and value:
@@ -154,7 +141,7 @@ def _floating(vcpu: Any) -> Iterator[str]:
     for number in range(8):
         yield f"  st{number}   {_number(fpu.fpr[number], 10):020x}"
     mxcsr = _mxcsr(vcpu)
-    yield f"  mxcsr {mxcsr:#x}  {bits.names(mxcsr, MXCSR, 3 << 13)}".rstrip()
+    yield f"  mxcsr {mxcsr:#x}  {bits.names(mxcsr, bits.MXCSR, 3 << 13)}".rstrip()
     for number in range(16):
         yield f"  {f'xmm{number}':<5} {_number(fpu.xmm[number], 16):032x}"
 
