@@ -2,8 +2,8 @@
 
 `python -m bench exits` measures exits, whole processes and memory, `boot` booting Linux, `virtio` requests to virtio
 devices, `share` the files of a 9p share, `snapshot` saving and restoring VMs, `scale` how costs grow with a VM, `idle`
-many VMs that do nothing; `report` holds what was measured last against the bars. Each of them has `--help`; without
-one, all run in turn.
+many VMs that do nothing, `trace` what tracing costs; `report` holds what was measured last against the bars. Each of
+them has `--help`; without one, all run in turn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-KINDS = ("exits", "boot", "virtio", "snapshot", "share", "scale", "idle", "report")
+KINDS = ("exits", "boot", "virtio", "snapshot", "share", "scale", "idle", "trace", "report")
 """Modules beside this one, each with a `main`, in the order in which all run."""
 
 

@@ -1,8 +1,9 @@
 """What one exit costs in pyvmm: run by bench/exits.py, in a process of its own for each figure.
 
-    exit_cost.py KERNEL KIND COUNT
+    exit_cost.py KERNEL KIND COUNT [TRACE]
 
-KERNEL is the `exits` guest. KIND is what goes to a Python device: outb, inb, write, read; or one of
+With TRACE the run is traced to that file. KERNEL is the `exits` guest. KIND is what goes to a Python device: outb, inb,
+write, read; or one of
 
     post   outb to a register whose writes the run loop in C keeps for later
     busy   outb, while another Python thread computes
@@ -108,9 +109,10 @@ class End(Scratch):
             self.vm.stop(Outcome("debug-exit", 1))
 
 
-def one(kernel: str, kind: str, count: int) -> dict[str, float]:
+def one(kernel: str, kind: str, count: int, trace: str | None) -> dict[str, float]:
     place = PLACES[kind]
-    vm = VM(kernel, mem="64M", timeout=120, append=f"{GUEST_KIND.get(kind, kind)} {count + 10} {place:#x}", paused=True)
+    words = f"{GUEST_KIND.get(kind, kind)} {count + 10} {place:#x}"
+    vm = VM(kernel, mem="64M", timeout=120, append=words, paused=True, trace=trace)
     computing = kind == "busy"
 
     def compute() -> None:
@@ -135,11 +137,11 @@ def one(kernel: str, kind: str, count: int) -> dict[str, float]:
     return figures(outcome, exits, count, [(first.began, end.ended.get(0, first.began))])
 
 
-def two(count: int) -> dict[str, float]:
+def two(count: int, trace: str | None) -> dict[str, float]:
     with tempfile.NamedTemporaryFile(suffix=".bin") as code:
         code.write(TEN_OUTS)
         code.flush()
-        with VM(code.name, mem="64M", cpus=2, timeout=120, paused=True) as vm:
+        with VM(code.name, mem="64M", cpus=2, timeout=120, paused=True, trace=trace) as vm:
             bus, end = vm.machine.ports, End(vm, 2)
             bus.detach(0xF4)
             bus.attach(0xF4, 8, end)
@@ -166,9 +168,9 @@ def figures(outcome: Outcome, exits: int, count: int, spans: list[tuple[Moment, 
     return {"exits": exits, "wall": wall, "user": user}
 
 
-def measure(kernel: str, kind: str, count: int) -> dict[str, float]:
-    return two(count) if kind == "two" else one(kernel, kind, count)
+def measure(kernel: str, kind: str, count: int, trace: str | None = None) -> dict[str, float]:
+    return two(count, trace) if kind == "two" else one(kernel, kind, count, trace)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:5])))

@@ -87,6 +87,14 @@ def test_string_instructions_keep_all_their_data(tmp_path):
     assert text(read(tmp_path / "t")) == console.output
 
 
+def test_string_input_has_all_its_answers(tmp_path):
+    with VM(guest("ins").path(), flat_mode="protected", trace=tmp_path / "t") as vm:
+        assert vm.wait(LIMIT).status == 0
+    read_in = [one for one in exits(read(tmp_path / "t"), device="debugcon") if not one["write"]]
+    assert b"".join(bytes.fromhex(one["data"]) for one in read_in) == b"\xe9" * 20
+    assert all(len(one["data"]) == 2 * one["size"] * one["count"] for one in read_in)
+
+
 def test_reads_have_their_answers(tmp_path):
     seen = []
 

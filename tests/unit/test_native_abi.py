@@ -13,6 +13,7 @@ from pyvmm._native._kvm import ffi, lib
 from pyvmm._native.requests import NEWER_PARTS, REQUESTS
 from pyvmm.kvm import constants, exits
 from pyvmm.kvm.caps import CAPABILITIES
+from pyvmm.trace import spool
 
 HEADERS = (Path("/usr/include/linux/kvm.h"), Path("/usr/include/x86_64-linux-gnu/asm/kvm.h"))
 ASSERTION = re.compile(r'_Static_assert\((.*) == (-?\d+), "(.*)"\);')
@@ -209,3 +210,21 @@ def test_one_module_each_brings_a_compiled_one_to_the_others():
         for name in re.findall(r"^\s*(?:from|import) pyvmm\._native\.(_\w+)", path.read_text(), re.MULTILINE)
     }
     assert found == {("kvm/native.py", "_kvm"), ("virtio/native.py", "_rings")}
+
+
+def test_a_trace_has_the_same_layout_in_c_and_in_python(layout):
+    fields = ["kind", "flags", "size", "reason", "count", "t", "run", "handle", "rip", "address", "value", "tsc"]
+    record = layout.new("struct pyvmm_record *", dict(zip(fields, range(1, 13), strict=True)))
+    assert spool.RECORD.unpack(bytes(layout.buffer(record))) == tuple(range(1, 13))
+    chunk = layout.new(
+        "struct pyvmm_chunk *", {"magic": spool.MAGIC, "length": 2, "stream": 3, "lost": 4, "records": 0}
+    )
+    head = bytes(layout.buffer(chunk))[: spool.CHUNK.size]
+    assert spool.CHUNK.unpack(head) == (spool.MAGIC, 2, 3, 4)
+    assert layout.offsetof("struct pyvmm_chunk", "records") == spool.CHUNK.size
+    assert spool.LOST.unpack_from(head, spool.LOST_AT) == (4,)
+
+
+@pytest.mark.parametrize("name", ["WRITE", "BY_C", "OPEN", "MMIO", "ACCESS", "EXIT"])
+def test_flags_of_a_trace_have_the_same_numbers_in_c_and_in_python(name):
+    assert getattr(lib, f"PYVMM_TRACE_{name}") == getattr(spool, name)
