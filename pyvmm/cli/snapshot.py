@@ -40,6 +40,7 @@ WORDS = {
         "name",
         "net",
         "report",
+        "shell",
         "stats",
         "stuck",
         "timeout",
@@ -110,7 +111,7 @@ class Restored(Run):
             from pyvmm.cli.devices import networks
 
             others["net"] = networks(values["net"], [])
-        self._restored = VM.restore(arguments.positional[0], say=log.warn, **others)
+        self._restored = VM.restore(arguments.positional[0], say=log.warn, paused="shell" in values, **others)
         folder = os.path.dirname(os.path.realpath(values.get("trace", "/")))
         if any(folder == os.path.realpath(source) for source in self._restored.sources):
             raise UsageError(f"--trace: {values['trace']} is among the files of the snapshot")

@@ -157,6 +157,17 @@ def test_there_is_no_prompt_beside_a_command(folders):
     assert ended.returncode == 2 and b"no prompt beside a command" in ended.stderr
 
 
+def test_a_guest_that_was_saved_is_looked_into_before_it_goes_on(folders):
+    with VM(write(folders, guests.SPIN), paused=True, timeout=LIMIT) as vm:
+        vm.step()
+        vm.snapshot(folders / "saved")
+    words = [*PYVMM, "snapshot", "restore", "--shell", str(folders / "saved")]
+    lines = b"hex(regs.rip)\nwalk('rip')\nvm.state\nquit()\n"
+    ended = subprocess.run(words, input=lines, capture_output=True, timeout=LIMIT, env=environment())
+    shown = ended.stderr.decode()
+    assert ended.returncode == 0 and "'0x7c00'" in shown and "gpa 0x7c00, RAM" in shown and "'paused'" in shown, shown
+
+
 # --- On a terminal ---------------------------------------------------------------------------------------------------
 
 
