@@ -1,6 +1,6 @@
 """Where the guest shall stop: planted instructions, hardware breakpoints, watchpoints, and what this host can do of it.
 
-Imports errors. A byte is planted at a guest-physical address, and only while a
+Imports registers. A byte is planted at a guest-physical address, and only while a
 vCPU runs: `Control` says when the first one sets off and when the last one stands still, so that nobody who looks
 at a VM that stands still (gdb, a snapshot, a report) ever sees one.
 
@@ -10,13 +10,13 @@ Debug registers: Intel SDM volume 3B, 18.2.
 from __future__ import annotations
 
 from pyvmm.debug.gdb.registers import Refused
-from pyvmm.errors import GuestMemoryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pyvmm.debug.state import VcpuState
     from pyvmm.kvm.host import DebugAbilities
     from pyvmm.memory import GuestMemory
+    from pyvmm.paging import Paging
 
 HARDWARE = 4
 """Debug registers for addresses."""
@@ -139,7 +139,7 @@ class Points:
         if not 0 < length <= LONGEST_WATCHED or len(self.watched) >= MOST_WATCHED:
             raise Refused(f"at most {MOST_WATCHED} watchpoints of {LONGEST_WATCHED} bytes")
         watched = Watched(gva, length)
-        watched.seen = self.value(watched, state)
+        watched.seen = self.value(watched, state.paging)
         if watched.seen is None:
             raise Refused(f"nothing is mapped at {gva:#x} now")
         if all((one.gva, one.length) != (gva, length) for one in self.watched):
@@ -186,19 +186,16 @@ class Points:
             registers[7] |= 1 << 2 * at + 1 | _READ_WRITE[kind] << 16 + 4 * at | _LENGTHS[length] << 18 + 4 * at
         return registers
 
-    def value(self, watched: Watched, state: VcpuState) -> bytes | None:
+    def value(self, watched: Watched, paging: Paging) -> bytes | None:
         """What is there now; None where it is not all mapped."""
-        try:
-            data = state.paging.read(self._memory, watched.gva, watched.length)
-        except GuestMemoryError:
-            return None
+        data = paging.read(self._memory, watched.gva, watched.length)
         return data if len(data) == watched.length else None
 
-    def changed(self, state: VcpuState) -> Watched | None:
+    def changed(self, paging: Paging) -> Watched | None:
         """The first watched place that has changed since it was last looked at; what is not mapped has not."""
         found = None
         for watched in self.watched:
-            now = self.value(watched, state)
+            now = self.value(watched, paging)
             if now is not None and now != watched.seen:
                 watched.seen = now
                 found = found or watched

@@ -1,6 +1,6 @@
 """The VM as the debugger has it: it stands still, or some of its vCPUs run until one of them comes to a stop.
 
-Imports points, inject, debug.state, typed exits and KVM's constants. What is called `on_` is called on a vCPU's
+Imports points, inject, debug.state, paging, typed exits and KVM's constants. What is called `on_` is called on a vCPU's
 thread, all else on the server's. `Target` holds the VM (`Control.hold_soon`) as long as the debugger wants it to stand;
 that is counted apart from `pause()`, so neither undoes the other. KVM_SET_GUEST_DEBUG: KVM API, 4.87.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from pyvmm.cpubits import DR6_BS
+from pyvmm.cpubits import CR0_PE, DR6_BS
 from pyvmm.debug.gdb.inject import BP, DB, pass_on, take_back
 from pyvmm.debug.gdb.points import ACCESS, EXECUTE, WRITE, Points
 from pyvmm.debug.state import capture
@@ -23,6 +23,7 @@ from pyvmm.kvm.constants import (
     KVM_GUESTDBG_USE_SW_BP,
 )
 from pyvmm.kvm.exits import Debug, InternalError
+from pyvmm.paging import Paging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -253,8 +254,8 @@ class Target:
         return False
 
     def _on_debug(self, vcpu: Any, exit: Any) -> None:
-        state = capture(vcpu)
         if exit.exception == BP:
+            state = capture(vcpu)
             if state.whole and self.points.at(exit.pc, state) is not None:
                 self._on_planted(vcpu, state)
             else:
@@ -266,7 +267,7 @@ class Target:
             name = {EXECUTE: "hardware", WRITE: "write", ACCESS: "access"}[kind]
             self.on_stop(vcpu.index, Stop(name, address))
         elif exit.dr6 & DR6_BS and self.stepping(vcpu.index):
-            self.on_step(vcpu, state)
+            self.on_step(vcpu, exit.pc)
         elif self.held:
             return  # the step that ended as the VM was being stopped
         else:
@@ -285,25 +286,36 @@ class Target:
         action = self._actions.get(index)
         return action is not None and (action.step or bool(self.points.watched))
 
-    def on_step(self, vcpu: Any, state: VcpuState | None = None) -> None:
-        """vCPU has executed an instruction of those that are looked at."""
-        action = self._actions[vcpu.index]
-        state = state or capture(vcpu)
-        watched = self.points.changed(state) if self.points.watched and state.whole else None
-        if watched is not None:
-            self.on_stop(vcpu.index, Stop("write", watched.gva))
-            return
-        action.left -= 1
-        first, end = action.within
-        if not state.whole or (action.step and not first <= state.linear_rip < end):
-            self.on_stop(vcpu.index, Stop("step"))
-        elif state.cpl not in self.can.step:
-            self.on_stop(vcpu.index, Stop("refused", text=self._left_ring(vcpu.index, state)))
-        elif action.left <= 0:
-            self.on_stop(vcpu.index, Stop("refused", text=f"{MOST_STEPS} steps, and nothing found: continue goes on"))
+    def on_step(self, vcpu: Any, pc: int | None = None) -> None:
+        """vCPU has executed an instruction of those that are looked at, and is at linear address `pc`.
 
-    def _left_ring(self, index: int, state: VcpuState) -> str:
-        return f"vCPU {index} enters ring {state.cpl}, where this host's KVM cannot step"
+        Thousands of these may come for one that is searched for, so no more is read than what that takes.
+        """
+        action, index = self._actions[vcpu.index], vcpu.index
+        sregs = vcpu.get_sregs()
+        if self.points.watched:
+            watched = self.points.changed(Paging(sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer))
+            if watched is not None:
+                self.on_stop(index, Stop("write", watched.gva))
+                return
+        action.left -= 1
+        ring = int(sregs.ss.dpl) if sregs.cr0 & CR0_PE else 0
+        if action.step and not self._within(action, vcpu, pc):
+            self.on_stop(index, Stop("step"))
+        elif ring not in self.can.step:
+            text = f"vCPU {index} enters ring {ring}, where this host's KVM cannot step"
+            self.on_stop(index, Stop("refused", text=text))
+        elif action.left <= 0:
+            self.on_stop(index, Stop("refused", text=f"{MOST_STEPS} steps, and nothing found: continue goes on"))
+
+    def _within(self, action: Action, vcpu: Any, pc: int | None) -> bool:
+        first, end = action.within
+        if first >= end:
+            return False
+        if pc is None:
+            state = capture(vcpu)
+            pc = state.linear_rip if state.whole else end
+        return first <= pc < end
 
     def on_crash(self, index: int, outcome: Outcome) -> bool:
         """vCPU `index` cannot go on. Whether the debugger takes it, to look around: going on ends the run then."""
