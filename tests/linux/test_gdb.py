@@ -71,11 +71,12 @@ def test_it_stands_at_its_entry(session):
 
 
 def test_a_planted_breakpoint_needs_its_page_and_says_so(session):
-    assert "Cannot insert breakpoint 1" in session.text
+    assert "Cannot insert breakpoint 1" in session.said("continue")
+    assert "hbreak needs no memory" in session.said("continue", 1)  # gdb shows it when the guest next goes on
 
 
 def test_a_hardware_breakpoint_stops_at_start_kernel_and_there_is_a_way_back(session):
-    assert "hit Breakpoint 2, 0x" in session.said("continue", 1) and "in start_kernel ()" in session.said("continue", 1)
+    assert re.search(r"Breakpoint 2, 0x\w+ in start_kernel \(\)", session.said("continue", 1))
     assert re.search(r"#0 .* in start_kernel \(\)\n#1 .* in secondary_startup_64 ", session.said("backtrace"))
     assert "<start_kernel" in session.said("x/i $pc")
     assert "in start_kernel ()" in session.said("stepi")
