@@ -1,7 +1,7 @@
 """Looking through a trace: which records are shown, where one is, and what each key does. Knows no terminal.
 
-Imports filters, lines, show and errors. `screen` gives the lines of a screen of any size and `press` takes a key, so
-all of it is tested without a terminal; terminal.py puts it on one. A filter and a search work in slices, so that a
+Imports bits, filters, lines, show and errors. `screen` gives the lines of a screen of any size and `press` takes a key,
+so all of it is tested without a terminal; terminal.py puts it on one. A filter and a search work in slices, so that a
 trace of millions of records never keeps a key waiting.
 """
 
@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_left
 
 from pyvmm.errors import UsageError
+from pyvmm.trace.bits import Bits
 from pyvmm.trace.fields import clean, grouped, text
 from pyvmm.trace.filters import Filter, moment
 from pyvmm.trace.lines import parse
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 SLICE = 2000
 """Records that are looked at before the next key."""
-DETAIL = 7
-"""Rows of the detail pane."""
+DETAIL, BITS = 7, 6
+"""Rows of the detail pane, and how many more on a screen that is `TALL`."""
+TALL = 36
 PLAIN, TITLE, CHOSEN, QUIET = range(4)
 """How a line of the screen looks."""
 KEYS = "q quit  f filter  / find  n N next, previous  t time  d r this device, register  x all  ? keys"
@@ -44,6 +46,7 @@ class Browser:
 
     def __init__(self, lines: Lines, title: str, filter: Filter | None = None) -> None:
         self._lines = lines
+        self._bits = Bits(lines.header)
         self._title = clean(title)
         self._detail = True
         self._help = False
@@ -138,8 +141,10 @@ class Browser:
             return [("-" * 200, QUIET), *((row, PLAIN) for row in HELP)]
         if not self._detail or height < DETAIL + 8:
             return []
-        rows = details(self._lines[self.number(self.at)]) if len(self) else ["no record"]
-        rows = (rows + [""] * DETAIL)[:DETAIL]
+        record = self._lines[self.number(self.at)] if len(self) else {}
+        rows = [*details(record), *self._bits.of(record)] if record else ["no record"]
+        high = DETAIL if height < TALL else DETAIL + BITS
+        rows = (rows + [""] * high)[:high]
         return [("-" * 200, QUIET), *((row, PLAIN) for row in rows)]
 
     def _status(self, width: int) -> str:

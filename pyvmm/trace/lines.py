@@ -27,10 +27,11 @@ DAMAGED = "damaged"
 
 
 class Lines:
-    """The records of `trace`, without its header. To be entered by `with`, and closed at its end."""
+    """The records of `trace`; its `header` is apart. To be entered by `with`, and closed at its end."""
 
     def __init__(self, trace: Trace) -> None:
         """Raises LoadError, and OSError where there is no room for a trace in another form."""
+        self.header = trace.header
         self._file = _as_lines(trace)
         try:
             self._offsets = _offsets(self._file)

@@ -47,6 +47,10 @@ class Names:
                 self._known[key] = found
         return found
 
+    def named(self, name: str) -> Register | None:
+        """The register that is called so, or None."""
+        return next((register for register in self._map if register.name == name), None)
+
     def written(self, offset: int, size: int, value: int) -> None:
         """A write has happened."""
 

@@ -91,7 +91,7 @@ def _exit(record: Record, at: str) -> list[str]:
             f" {place(record)}, {size} byte{'s' * (size != 1)}{times}, data {_data(text(record, 'data'))}"
         )
     name, found, bits = text(record, "words").partition(": ")
-    lines.append(f"  {name}{found}")
+    lines.append(f"  {name}{found.rstrip()}")
     if bits:
         lines.append(f"    {bits}")
     if text(record, "spec"):

@@ -284,7 +284,7 @@ def test_in_a_browser_one_may_point_zoom_and_go_from_exit_to_exit(made, tmp_path
     shown, console = chromium.dom(write_page(tmp_path / "p.html", source))
     assert console == [] and attribute(shown, "done") == "yes"
     tips = attribute(shown, "tips")
-    for told in ("vCPU 0, RIP 0xffffffff81", "handler ", "the serial port: ", "in flight at", "interrupts"):
+    for told in ("vCPU 0, RIP 0xffffffff81", "handler ", "the serial port: ", "in flight at", "interrupt"):
         assert told in tips, tips
     assert "LSR 0x60: THRE TEMT" in tips or "THR 0x41" in tips
     assert attribute(shown, "all").startswith("0.")

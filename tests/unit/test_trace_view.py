@@ -12,6 +12,7 @@ import termios
 import pytest
 
 from pyvmm.errors import UsageError
+from pyvmm.trace.bits import Bits
 from pyvmm.trace.browser import CHOSEN, SLICE, TITLE, Browser
 from pyvmm.trace.fields import kind
 from pyvmm.trace.filters import Filter, moment
@@ -167,6 +168,45 @@ def test_details_have_the_bits_the_address_the_times_and_the_section():
         "PC16550D, 8.4",
     ):
         assert part in text
+
+
+def test_details_on_a_tall_screen_have_each_bit_and_its_meaning(tmp_path):
+    serial = {"name": "serial", "space": "pio", "base": 0x3F8, "length": 8, "model": "serial"}
+    access = {"kind": "exit", "t": 5, "vcpu": 0, "reason": "IO", "space": "pio", "at": 0x3FD, "size": 1, "count": 1}
+    access |= {"write": False, "data": "60", "device": "serial", "register": "LSR", "words": "LSR 0x60: THRE TEMT"}
+    with Lines(read(write(tmp_path / "t.jsonl", [access], HEADER | {"devices": [serial]}))) as opened:
+        rows = [text.split() for text, _look in Browser(opened, "t").screen(40, 120)]
+    assert ["bit", "5", "THRE"] in [row[:3] for row in rows] and ["bit", "6", "TEMT"] in [row[:3] for row in rows]
+    assert ["bit", "0", "DR"] not in [row[:3] for row in rows]
+    assert all(len(row) > 3 for row in rows if row[:1] == ["bit"])
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        *(None, 5, "x", [5], [None], [{}], {"name": "serial"}),
+        [{"name": "serial", "model": "no such"}],
+        [{"name": "serial", "model": ["serial"]}],
+        [{"name": "serial", "model": "rtc", "bank": "x"}],
+        [{"name": "serial", "model": "own"}],
+        [{"name": "serial", "model": "own", "registers": 7}],
+        [{"name": "serial", "model": "virtio-mmio", "id": []}],
+    ],
+)
+def test_a_header_that_makes_no_sense_tells_no_bits(devices):
+    record = {"kind": "exit", "device": "serial", "register": "LSR", "data": "60", "count": 1}
+    assert Bits(HEADER | {"devices": devices}).of(record) == []
+    sane = Bits(HEADER | {"devices": [{"name": "serial", "model": "serial"}]})
+    assert len(sane.of(record)) == 2
+    for wrong in (
+        {"data": "6"},
+        {"data": "zz"},
+        {"data": "6060"},
+        {"register": "XYZ"},
+        {"device": "x"},
+        {"data": None},
+    ):
+        assert sane.of(record | wrong) == []
 
 
 @pytest.mark.parametrize(
@@ -332,7 +372,7 @@ def test_in_a_terminal_it_filters_finds_resizes_and_leaves_it_as_it_was(terminal
     terminal.see(b"nobody answers")
     terminal.type(b"gt1\r")  # the end: all rows are full of records before it
     terminal.see(b"power-off")
-    above = next(line(record).split()[0] for record in reversed(RECORDS[:-45]))
+    above = next(line(record).split()[0] for record in reversed(RECORDS[:-35]))
     assert above.encode() not in terminal.shown
     resize(terminal, 60, 100)
     terminal.see(above.encode())

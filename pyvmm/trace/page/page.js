@@ -15,6 +15,7 @@
   let measure = "exits", colors = {}, width = 0, cursor = -1, asked = false, lanes = [];
 
   // Figures as people write them.
+  const counted = (n, one) => `${grouped(n)} ${one}${n === 1 ? "" : "s"}`;
   const grouped = (n) => Math.round(n).toLocaleString("en-US");
   function duration(ns) {
     for (const [scale, unit] of [[1e9, "s"], [1e6, "ms"], [1e3, "µs"]]) {
@@ -118,17 +119,23 @@
     }
   }
   function drawPhases(bottom) {
+    const before = data.phases.filter((phase) => phase.t < view.from).pop(); // the one that the view begins in
+    const font = "600 12px system-ui, 'DejaVu Sans', sans-serif";
     let free = -1;
+    if (before) {
+      write(before.name, 2, AXIS + 14, "soft", "left", font);
+      free = pen.measureText(before.name).width + 12;
+    }
     data.phases.forEach((phase) => {
       const x = toX(phase.t);
       if (x < -1 || x > width) return;
       pen.fillStyle = colors.soft;
       for (let y = AXIS; y < bottom; y += 7) pen.fillRect(x, y, 1, 4);
-      pen.font = "600 12px system-ui, 'DejaVu Sans', sans-serif";
+      pen.font = font;
       const wide = pen.measureText(phase.name).width;
       const left = Math.min(x + 4, width - wide - 2);
       if (left < free) return; // its line is there; the table has its name
-      write(phase.name, left, AXIS + 14, "ink", "left", pen.font);
+      write(phase.name, left, AXIS + 14, "ink", "left", font);
       free = left + wide + 10;
     });
   }
@@ -154,7 +161,7 @@
     }
     pen.fillStyle = colors.line;
     pen.fillRect(0, base, width, 1);
-    const what = measure === "exits" ? `${grouped(most)} exits` : duration(most);
+    const what = measure === "exits" ? counted(most, "exit") : duration(most);
     label(`${measure === "exits" ? "Exits" : "Handler time"} by kind, up to ${what} in ${duration(step)}`, lane);
   }
   function label(text, lane) {
@@ -261,7 +268,7 @@
       return [`${lane.queue.name} queue ${lane.queue.index}`, `${grouped(depth)} in flight at ${moment(t)}`];
     }
     const many = data.interrupts.counts[Math.floor(t / data.interrupts.width)] || 0;
-    return [`${grouped(many)} interrupts`, `in ${duration(data.interrupts.width)} at ${moment(t)}`];
+    return [counted(many, "interrupt"), `in ${duration(data.interrupts.width)} at ${moment(t)}`];
   }
   function fill(element, lines) {
     element.replaceChildren(...lines.map((line, at) => {
