@@ -36,6 +36,7 @@ WORDS = {
         "disk",
         "escape",
         "help",
+        "lint",
         "log",
         "name",
         "net",
@@ -50,7 +51,7 @@ WORDS = {
 }
 RESTORE = [option for option in RUN if option.name in WORDS]
 """Options of `pyvmm run` that have a meaning for a VM that has booted long since."""
-SETTINGS = {"disk": "disks", "name": "name", "net": "net", "stuck": "stuck", "timeout": "timeout", "vsock": "vsock"}
+SETTINGS = {name: name for name in ("lint", "name", "net", "stuck", "timeout", "vsock")} | {"disk": "disks"}
 """Which of them are settings of the VM's in place of those that were saved."""
 CREATE_LIMIT = 600.0
 """Seconds for a snapshot: a large guest's memory takes its time."""

@@ -62,6 +62,7 @@ class QueueLint:
         self._report = report
         self._lock = Lock()
         self._forget()
+        self._generation = -1  # a queue that nobody has seen enabled was restored: see where it is when it is used
 
     def _forget(self) -> None:
         self._generation = self._queue._generation
