@@ -10,8 +10,10 @@ import os
 from pyvmm.cli.progress import log
 from pyvmm.trace.decode import describe
 from pyvmm.trace.explain import KINDS, Wanted, Words, explain, kind_of
+from pyvmm.trace.fields import text
 from pyvmm.trace.reader import read
 
+MOST_DEVICES = 4096
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from pyvmm.config import VmConfig
     from pyvmm.trace.narrator import Narrator
+    from pyvmm.trace.reader import Trace
 
 
 def narrator(config: VmConfig, asked: bool | Sequence[str]) -> Narrator:
@@ -54,15 +57,23 @@ def _devices(config: VmConfig) -> set[str]:
 def explain_trace(arguments: argparse.Namespace) -> int:
     """`pyvmm trace explain`: to standard output."""
     trace = read(arguments.trace)
-    devices = {str(device.get("name")) for device in trace.header.get("devices", ()) if isinstance(device, dict)}
-    known = devices | {str(record["device"]) for record in trace.records() if isinstance(record.get("device"), str)}
     names = [name for part in arguments.device for name in part.split(",")]
     wanted = Wanted(names)
     if names:
-        wanted.check(known)
+        wanted.check(_devices_in(trace))
     words = Words(_symbols(arguments.symbols or trace.header.get("kernel"), bool(arguments.symbols)))
     explain(trace.records(), wanted, words, print)
     return 0
+
+
+def _devices_in(trace: Trace) -> set[str]:
+    """The names of the devices that a trace tells of; of a trace that has been made up, some."""
+    listed = trace.header.get("devices")
+    found = {text(device, "name") for device in listed if isinstance(device, dict)} if type(listed) is list else set()
+    for record in trace.records():
+        if len(found) < MOST_DEVICES:
+            found.add(text(record, "device"))
+    return found - {""}
 
 
 def _symbols(path: object, required: bool) -> Callable[[int], str]:

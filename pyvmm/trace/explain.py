@@ -87,7 +87,8 @@ def _access(record: Record) -> str:
     register, found, bits = words.partition(": ")
     who = f"{device}'s " if device else ""
     verb = "writes" if write else "reads"
-    shown = f"{who}{register}" if text(record, "register") or not device else f"{who}{place(record)}, {register}"
+    named = bool(text(record, "register")) or not device
+    shown = who + (register if named and register else ", ".join(filter(None, (place(record), register))))
     line = f"{verb} {shown}{': ' if found else ''}{bits}"
     effect = EFFECTS.get(text(record, "register")) if write else None
     return line + (f"; {effect}" if effect else "") + (f" ({spec})" if spec else "")
@@ -101,7 +102,7 @@ def _other(record: Record) -> str:
 
 
 def _event(record: Record, name: str) -> str:
-    device, count = text(record, "device"), number(record, "count")
+    device, count = text(record, "device") or "a device", number(record, "count")
     chains = f"{count} chain{'s' * (count != 1)}"
     if name == "queue":
         queue = f"{device}, queue {number(record, 'queue')}"

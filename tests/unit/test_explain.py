@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
@@ -261,3 +262,18 @@ def test_a_trace_is_explained(capsys):
     with pytest.raises(UsageError, match="nothing to explain is called 'foo'"):
         main(["explain", sample, "--device", "foo"])
     assert LINES[layout.SERIAL_IRQ] == "serial"
+
+
+def test_a_trace_that_somebody_made_up_is_explained_as_far_as_it_goes(tmp_path, capsys):
+    path = tmp_path / "odd.jsonl"
+    odd = [
+        {"kind": "trace", "format": 1, "devices": 5, "kernel": ["x"], "t": 0},
+        {"kind": "exit", "t": 1, "vcpu": "x", "reason": ["IO"], "rip": -1},
+        {"kind": "exit", "t": 2, "space": "pio", "at": "x", "words": 5, "device": "a\x1b[2J"},
+        {"kind": "queue", "t": 3, "event": {}, "device": 7},
+        {"kind": "interrupt", "t": 4, "level": [], "gsi": 1 << 70},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in odd))
+    assert main(["explain", str(path)]) == 0
+    assert main(["explain", str(path), "--device", "other"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
