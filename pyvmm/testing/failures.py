@@ -19,6 +19,8 @@ LIMIT_ADVICE = "(another limit: --vm-timeout, vm_timeout in the ini file, timeou
 def section(vm: VM) -> str:
     """The whole text."""
     parts = [_state(vm), f"console, the last lines:\n{console_tail(vm)}"]
+    if vm.trace is not None:
+        parts.append(f"trace: {vm.trace} (pyvmm trace summary)")
     if vm.vcpus:
         parts.append(_processors(vm))
     return "\n".join(parts)

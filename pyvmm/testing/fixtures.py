@@ -6,6 +6,7 @@ Imports vm and its neighbours. One `Worker` a process of pytest, made when the f
 from __future__ import annotations
 
 import os
+import re
 import threading
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -34,7 +35,7 @@ SHARED_FOLDER = "pyvmm-snapshots"
 SESSION = "vm_session"
 OWN_VM = ("vm", "vm_factory", "vm_snapshot", "vm_net")
 """The fixtures whose VMs are one test's own, made as its mark says."""
-VM_ARGUMENTS = ("console", "observers", "paused", "say")
+VM_ARGUMENTS = ("console", "observers", "paused", "say", "trace")
 """Arguments of VM that are no settings of VmConfig."""
 
 
@@ -200,6 +201,7 @@ class VmFactory:
         self._mark = mark
         self._node = node
         self.closers: list[Callable[[], None]] = []
+        self._traces: list[str] = []
 
     def __call__(self, kernel: str | os.PathLike[str] | None = None, **settings: Any) -> VM:
         """A running VM. `settings` are those of `VmConfig`, in place of the mark's, and `console`, `paused`, ... of VM.
@@ -242,6 +244,8 @@ class VmFactory:
 
     def start(self, vm: VM, title: str) -> VM:
         """Start `vm`, which is closed with the others."""
+        if self._defaults.trace and vm.trace is None:
+            vm.trace = self._trace(title)
         self.closers.append(vm.close)
         self._node.stash.setdefault(USED, []).append((title, vm))
         vm.start()
@@ -251,8 +255,25 @@ class VmFactory:
         """Close all VMs, the last first. Raises the first error of those that there were, when all are closed."""
         self._node.stash.setdefault(USED, []).clear()  # what reports there are have been written
         failure = close_all(self.closers)
+        for path in () if self._failed() else self._traces:
+            if os.path.exists(path):
+                os.unlink(path)
         if failure is not None:
             raise failure
+
+    def _failed(self) -> bool:
+        """Whether the test, or any of the session that has the VM, has failed."""
+        from pyvmm.testing.plugin import FAILED
+
+        return bool(self._node.stash.get(FAILED, False) or getattr(self._node, "testsfailed", 0))
+
+    def _trace(self, title: str) -> str:
+        """A file for a VM's trace, named after the test: as it is recorded, which costs nothing at the end."""
+        os.makedirs(self._defaults.trace, exist_ok=True)
+        test = re.sub(r"[^\w.-]+", "_", getattr(self._node, "nodeid", "") or SESSION)[-150:]
+        path = os.path.join(self._defaults.trace, f"{test}-{title}-{len(self._traces) + 1}.trace")
+        self._traces.append(path)
+        return path
 
     def _linux(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """`settings`, and what they leave open by default. Skips the test where an image is not built."""

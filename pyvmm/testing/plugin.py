@@ -26,9 +26,12 @@ OPTIONS = {
     "mem": ("SIZE", "memory of a guest, as 128M"),
     "cpus": ("N", "CPUs of a guest"),
     "timeout": ("TIME", "how long a guest may run, as 90s or 2m (default: 120s)"),
+    "trace": ("DIR", "keep a trace of each VM of a test that fails, in this folder"),
 }
 """Each is an option `--vm-NAME` and a key `vm_NAME` of the ini file: what stands for its value, and what it says."""
 WORKER: pytest.StashKey[Worker] = pytest.StashKey()
+FAILED: pytest.StashKey[bool] = pytest.StashKey()
+"""Of a test: whether it has failed so far."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -89,6 +92,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     if worker is not None:
         report: pytest.TestReport = result.get_result()
         if report.failed and report.when != "teardown":
+            item.stash[FAILED] = True
             report.sections.extend(worker.sections(item))
 
 

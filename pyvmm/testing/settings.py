@@ -41,6 +41,9 @@ class Defaults:
                 raise UsageError(f"{where}: {error}") from None
         given_lint = config.getoption("vm_lint")
         self.lint = bool(config.getini("vm_lint") if given_lint is None else given_lint)
+        given, where = self._find("trace")
+        self.trace = self._path(given, where) if given else ""
+        """The folder for traces of tests that fail, or ""."""
         self.settings: dict[str, Any] = {}
         for name in DEFAULTS:
             given, where = self._find(name)
@@ -60,10 +63,13 @@ class Defaults:
                 raise UsageError(f"{where}: {given!r} is no number of CPUs")
             return int(given)
         if name in PATHS and not is_image(given):
-            inipath = self._config.inipath
-            folder = os.path.dirname(inipath) if inipath is not None and where.startswith("vm_") else self._folder
-            return os.path.join(folder, given)
+            return self._path(given, where)
         return given
+
+    def _path(self, given: str, where: str) -> str:
+        inipath = self._config.inipath
+        folder = os.path.dirname(inipath) if inipath is not None and where.startswith("vm_") else self._folder
+        return os.path.join(folder, given)
 
 
 def is_image(kernel: object) -> bool:

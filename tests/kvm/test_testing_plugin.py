@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pyvmm.trace.reader import read
 from tests.support import guests
 
 pytest_plugins = ("pytester",)
@@ -39,6 +40,26 @@ def test_a_vm_of_any_settings_runs_and_is_closed(pytester: pytest.Pytester) -> N
         """
     )
     pytester.runpytest("--strict-markers").assert_outcomes(passed=2)
+
+
+def test_a_trace_is_kept_of_each_vm_of_a_test_that_fails(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        def test_good(vm_factory):
+            assert vm_factory("exit_5.bin").wait(20).status == 11
+
+        def test_bad(vm_factory):
+            for _ in range(2):
+                vm_factory("says.bin", mem="1M").wait(20)
+            assert False
+        """
+    )
+    result = pytester.runpytest("--vm-trace", "traces")
+    result.assert_outcomes(passed=1, failed=1)
+    kept = sorted((pytester.path / "traces").iterdir())
+    assert [path.name.rpartition("test_bad-")[2] for path in kept] == ["says.bin-1.trace", "says.bin-2.trace"]
+    assert all(any(record["kind"] == "end" for record in read(path).records()) for path in kept)
+    result.stdout.fnmatch_lines([f"trace: {kept[0]} (pyvmm trace summary)"])
 
 
 def test_a_failure_shows_console_exits_and_registers_whatever_state_the_vm_is_in(pytester: pytest.Pytester) -> None:

@@ -29,6 +29,7 @@ class Console:
 
 
 class FakeVm:
+    trace = None
     vcpus, loops, exit, state, console_log = (), (), None, "running", b"first\\nlast words\\n"
     findings = ()
 
