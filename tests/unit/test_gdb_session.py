@@ -319,6 +319,19 @@ def test_steps_within_a_range_are_told_once(rig):
     assert rig.vcpus[0].state.rip == CODE + 0x20
 
 
+def test_between_two_steps_an_access_is_completed_and_nothing_beyond_it_done(rig):
+    vcpu, run, completed = rig.vcpus[0], rig.vcpus[0].run, []
+
+    def complete():  # what the loop itself calls it has in hand already
+        completed.append(vcpu.state.rip)
+        return run()
+
+    vcpu.run = complete
+    script = [at(CODE + 2, Pio(0x80, 1, 1, False)), stepped(CODE + 0x20)]
+    rig.run(f"vCont;r{CODE:x},{CODE + 8:x}:1", *script)
+    assert completed == [CODE + 2, CODE + 0x20]
+
+
 def test_an_ioctl_that_fails_is_a_stop_in_words(rig):
     rig.vcpus[0].broken.add("guest_debug")
     rig.session.answer(b"vCont;s:1")
