@@ -264,7 +264,7 @@ def test_console_on_a_socket(guest, tmp_path):
     wait_for(path.exists, "the socket")
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(LIMIT)
-        client.connect(str(path))
+        wait_for(lambda: client.connect_ex(str(path)) == 0, "the socket to listen")
         client.sendall(b"ping")
         data = b""
         while len(data) < 4:
