@@ -191,6 +191,12 @@ def pci() -> Recorded:
         for at in range(0, 256, 4):
             select(device, at)
             ports.read(4, 4)
+    for at in range(0, 256, 4):
+        for value in (0xFFFFFFFF, 0xA5C3_96F0, 0):
+            if at != 4:
+                select(3, at)
+                ports.write(4, 4, value)
+                ports.read(4, 4)
     for bar in (0x10, 0x14, 0x18):
         select(3, bar)
         ports.write(4, 4, 0xFFFFFFFF)
