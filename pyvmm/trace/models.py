@@ -202,7 +202,12 @@ def _rng(outside: Outside, options: Options, load: Load) -> tuple[Any, dict[str,
 
 def _balloon(outside: Outside, options: Options, load: Load) -> tuple[Any, dict[str, Callable[..., Any]]]:
     device = load("pyvmm.virtio.balloon").VirtioBalloon(size=options.get("size", 0))
-    return device, {"set_target": device.set_target, "request_statistics": device.request_statistics}
+
+    def told() -> list[tuple[str, int]]:
+        """What the host sees of the balloon."""
+        return [*sorted(device.statistics.items()), *sorted(device.counts.items()), ("actual", device.actual)]
+
+    return device, {"set_target": device.set_target, "request_statistics": device.request_statistics, "told": told}
 
 
 def _share(outside: Outside, options: Options, load: Load) -> tuple[Any, dict[str, Callable[..., Any]]]:

@@ -135,7 +135,14 @@ def _variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant | ast.Tuple | ast.List):
             yield "returns nothing", ast.Return(None)
         case ast.Name(id=name, ctx=ast.Load()) if name in NUMBERS or (name.isupper() and len(name) > 1):
-            for op, by in ((ast.Add(), 1), (ast.BitXor(), 1), (ast.Sub(), 2), (ast.BitXor(), 4), (ast.BitXor(), 0x80)):
+            for op, by in (
+                (ast.Add(), 1),
+                (ast.BitXor(), 1),
+                (ast.Sub(), 2),
+                (ast.BitXor(), 4),
+                (ast.BitXor(), 0x80),
+                (ast.Mult(), 2),
+            ):
                 other_name = ast.BinOp(ast.Name(name, ast.Load()), op, ast.Constant(by))
                 yield f"{name} -> {name} {type(op).__name__} {by:#x}", other_name
 

@@ -472,6 +472,8 @@ def balloon() -> Recorded:
     driver.begin()
     recorded, lot = driver.recorded, random.Random(17)
     for number in range(50):
+        if number % 5 == 0:
+            driver.memory.fill(0xC0000, 0x20000, 0x5A)
         pages = [lot.choice((0xC0 + lot.randrange(16), 0xD0, 0xFFFF, 0x100)) for _ in range(lot.randrange(1, 9))]
         data = pack(f"<{len(pages)}I", *pages)
         driver.request(lot.choice((0, 1)), [data if number % 7 else data + b"x"])
@@ -486,6 +488,7 @@ def balloon() -> Recorded:
             recorded.host("request_statistics")
         if len(driver.rings) > 4 and number % 4 == 0:
             driver.request(4, [], [4096])
+        recorded.host("told")
         due = recorded.host("deadline")
         if due is not None:
             recorded.host("due", due)
