@@ -201,23 +201,24 @@ class GdbServer:
     # --- The thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        assert self._listener is not None and self._wake is not None and self.target is not None
+        listener, wake = self._listener, self._wake  # close() may give up waiting for this thread
+        assert listener is not None and wake is not None and self.target is not None
+        at = listener.fileno()
         poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
-        poll.register(self._wake.fd, select.POLLIN)
+        for fd in (at, wake.fd):
+            poll.register(fd, select.POLLIN)
         while not self._closing and self.target.over is None:
             found = {fd for fd, _ in poll.poll()}
-            if self._wake.fd in found:
-                self._wake.drain()
-            if self._listener.fileno() in found:
-                client = self._accept()
+            if wake.fd in found:
+                wake.drain()
+            if at in found and not self._closing:
+                client = self._accept(listener)
                 if client is not None:
-                    self._serve(client)
+                    self._serve(client, listener, wake)
 
-    def _accept(self) -> socket.socket | None:
-        assert self._listener is not None
+    def _accept(self, listener: socket.socket) -> socket.socket | None:
         try:
-            client, _ = self._listener.accept()
+            client, _ = listener.accept()
             client.settimeout(SLOW)
             if not self._path:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -226,14 +227,14 @@ class GdbServer:
             return None
         return client
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket, listener: socket.socket, wake: EventFd) -> None:
         target = self.target
-        assert target is not None and self._listener is not None and self._wake is not None
+        assert target is not None
         try:
             target.halt()
             target.connect(True)
             connection = Connection(client, Session(target, self._monitor))
-            connection.run(self._listener, self._wake, lambda: self._closing)
+            connection.run(listener, wake, lambda: self._closing)
         except OSError:
             pass  # it has gone, or does not read
         except Exception as error:
