@@ -98,6 +98,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
 def _line(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
     shown = []
     for at, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        cut = cell if len(cell) <= width else cell[: width - 1] + "…"
+        # Names that are long differ at their ends, as those of ports do.
+        cut = cell if len(cell) <= width else cell[: width - 6] + "…" + cell[-5:]
         shown.append(f"{cut:<{width}}" if at < left else f"{cut:>{width}}")
     return ("  " + "  ".join(shown)).rstrip()
