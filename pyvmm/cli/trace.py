@@ -66,9 +66,9 @@ def diff(arguments: argparse.Namespace) -> int:
 
 def summary(arguments: argparse.Namespace) -> int:
     """To standard output, as text or JSON."""
-    from pyvmm.trace import summary
+    from pyvmm.trace.look import summary
+    from pyvmm.trace.look.tracepoints import read_events
     from pyvmm.trace.reader import read
-    from pyvmm.trace.tracepoints import read_events
 
     trace = read(arguments.trace)
     events = read_events(arguments.kvm_events) if arguments.kvm_events else None
@@ -84,14 +84,14 @@ def summary(arguments: argparse.Namespace) -> int:
 
 def view(arguments: argparse.Namespace) -> int:
     """On the terminal, or with --print to standard output."""
-    from pyvmm.trace.filters import FIELDS, Filter
+    from pyvmm.trace.look.filters import FIELDS, Filter
     from pyvmm.trace.reader import read
 
     given = {field: getattr(arguments, field) for field in FIELDS}
     wanted = Filter({field: value for field, value in given.items() if value is not None}, tuple(arguments.text))
     trace = read(arguments.trace)
     if arguments.print:
-        from pyvmm.trace.show import line
+        from pyvmm.trace.look.show import line
 
         for record in trace.records():
             if wanted.matches(record):
@@ -99,9 +99,9 @@ def view(arguments: argparse.Namespace) -> int:
         return 0
     if not (os.isatty(0) and os.isatty(1)):
         raise UsageError("pyvmm trace view needs a terminal; --print shows records as text")
-    from pyvmm.trace.browser import Browser
-    from pyvmm.trace.lines import Lines
-    from pyvmm.trace.terminal import browse
+    from pyvmm.trace.look.browser import Browser
+    from pyvmm.trace.look.lines import Lines
+    from pyvmm.trace.look.terminal import browse
 
     with Lines(trace) as lines:
         browse(Browser(lines, os.path.basename(arguments.trace), wanted))
@@ -110,7 +110,7 @@ def view(arguments: argparse.Namespace) -> int:
 
 def html(arguments: argparse.Namespace) -> int:
     """The page is there when it is whole."""
-    from pyvmm.trace.html import write
+    from pyvmm.trace.look.html import write
 
     write(arguments.trace, arguments.page)
     return 0
@@ -129,9 +129,9 @@ TRACE = ("trace", {"metavar": "FILE", "help": "a trace in any form, of a killed 
 def replay(arguments: argparse.Namespace) -> int:
     """The exit status is 1 if a device differs."""
     from pyvmm.errors import UsageError
+    from pyvmm.trace.devices.replay import replay
+    from pyvmm.trace.devices.runs import played
     from pyvmm.trace.reader import read
-    from pyvmm.trace.replay import replay
-    from pyvmm.trace.runs import played
 
     trace = read(arguments.trace)
     devices = [arguments.device] if arguments.device or "recording" in trace.header else played(trace)

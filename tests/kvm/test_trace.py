@@ -19,9 +19,9 @@ from pyvmm.errors import BackendError, UsageError
 from pyvmm.images import guest
 from pyvmm.layout import VIRTIO_MMIO
 from pyvmm.owndevices import PortDevice
+from pyvmm.trace.devices.replay import replay
+from pyvmm.trace.devices.runs import played
 from pyvmm.trace.reader import Trace, read
-from pyvmm.trace.replay import replay
-from pyvmm.trace.runs import played
 from tests.support import guests
 from tests.support.cli import ECHO, PYVMM, environment, pyvmm, wait_for
 

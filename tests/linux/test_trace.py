@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
+from pyvmm.trace.devices.replay import replay
+from pyvmm.trace.devices.runs import played
 from pyvmm.trace.explain import Words
 from pyvmm.trace.reader import read
-from pyvmm.trace.replay import replay
-from pyvmm.trace.runs import played
 from tests.support.linux import LIMIT
 
 pytestmark = [

@@ -44,7 +44,7 @@ def test_the_summary_names_what_the_boot_spent_its_exits_on(traced_boot, exits):
 
 
 def test_every_kind_of_exit_worth_naming_is_in_the_first_sentence(data):
-    from pyvmm.trace.headline import TOLD, WORTH, in_words
+    from pyvmm.trace.look.headline import TOLD, WORTH, in_words
 
     total = data["exits"]["count"]
     for name, cost in list(data["devices"].items())[:TOLD]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from pyvmm.trace.replay import replay
+from pyvmm.trace.devices.replay import replay
 from tests.support.recordings import MAKERS
 
 LONGER = 8

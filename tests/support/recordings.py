@@ -11,7 +11,7 @@ from struct import pack
 from typing import Any
 
 from pyvmm.bus import Bus
-from pyvmm.trace.recorded import Recorded
+from pyvmm.trace.devices.recorded import Recorded
 from pyvmm.virtio import spec
 from tests.support.memorydisk import MemoryDisk
 from tests.support.registers import BASE, MmioRegisters

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.trace.drawing import LANES
 from pyvmm.trace.fields import number
-from pyvmm.trace.html import page
-from pyvmm.trace.timeline import BINS, POINTS, SERIES, SLOWEST, WORDS, Bins, Timeline
+from pyvmm.trace.look.drawing import LANES
+from pyvmm.trace.look.html import page
+from pyvmm.trace.look.timeline import BINS, POINTS, SERIES, SLOWEST, WORDS, Bins, Timeline
 from tests.support import chromium
 from tests.support.madetraces import HEADER, boot, write
 

@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 
 from pyvmm.errors import UsageError
+from pyvmm.trace.devices.recorded import Recorded, changes
+from pyvmm.trace.devices.replay import replay
 from pyvmm.trace.reader import read
-from pyvmm.trace.recorded import Recorded, changes
-from pyvmm.trace.replay import replay
 from tests.support.cli import environment, pyvmm
 from tests.support.recordings import MAKERS, nothing
 

@@ -8,11 +8,11 @@ import statistics
 
 import pytest
 
-from pyvmm.trace import summary
 from pyvmm.trace.fields import WIDTH, clean, duration, table
-from pyvmm.trace.figures import NAMES, OTHERS, Figures
-from pyvmm.trace.headline import headline
-from pyvmm.trace.histogram import Histogram
+from pyvmm.trace.look import summary
+from pyvmm.trace.look.figures import NAMES, OTHERS, Figures
+from pyvmm.trace.look.headline import headline
+from pyvmm.trace.look.histogram import Histogram
 from tests.support.cli import pyvmm
 from tests.support.madetraces import HEADER, boot, write
 

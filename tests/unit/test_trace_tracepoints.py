@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pyvmm.errors import STATUS_NOT_LOADABLE, LoadError
-from pyvmm.trace import summary, tracepoints
-from pyvmm.trace.tracepoints import read_events, said
+from pyvmm.trace.look import summary, tracepoints
+from pyvmm.trace.look.tracepoints import read_events, said
 from tests.support.cli import pyvmm
 from tests.support.madetraces import HEADER, write
 

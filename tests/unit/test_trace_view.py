@@ -12,13 +12,13 @@ import termios
 import pytest
 
 from pyvmm.errors import UsageError
-from pyvmm.trace.bits import Bits
-from pyvmm.trace.browser import CHOSEN, SLICE, TITLE, Browser
 from pyvmm.trace.fields import kind
-from pyvmm.trace.filters import Filter, moment
-from pyvmm.trace.lines import Lines, parse
+from pyvmm.trace.look.bits import Bits
+from pyvmm.trace.look.browser import CHOSEN, SLICE, TITLE, Browser
+from pyvmm.trace.look.filters import Filter, moment
+from pyvmm.trace.look.lines import Lines, parse
+from pyvmm.trace.look.show import details, line
 from pyvmm.trace.reader import read
-from pyvmm.trace.show import details, line
 from pyvmm.trace.writer import write_events
 from tests.support.cli import pyvmm
 from tests.support.madetraces import HEADER, boot, write

@@ -8,9 +8,9 @@ from __future__ import annotations
 from textwrap import wrap
 
 from pyvmm.trace.fields import WIDTH, duration, grouped, number, percent, table, text
-from pyvmm.trace.figures import Figures, by_count
-from pyvmm.trace.headline import headline
-from pyvmm.trace.tracepoints import said
+from pyvmm.trace.look.figures import Figures, by_count
+from pyvmm.trace.look.headline import headline
+from pyvmm.trace.look.tracepoints import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyvmm.trace.fields import Record
-    from pyvmm.trace.figures import Cost, Tally
-    from pyvmm.trace.histogram import Histogram
-    from pyvmm.trace.tracepoints import Events
+    from pyvmm.trace.look.figures import Cost, Tally
+    from pyvmm.trace.look.histogram import Histogram
+    from pyvmm.trace.look.tracepoints import Events
 
 PERCENTILES = (50, 90, 99)
 ROWS = 25

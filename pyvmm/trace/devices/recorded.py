@@ -6,9 +6,9 @@
         recorded.host("resize", 4096)
         recorded.save("block.jsonl")
 
-Imports models, outside, writer and memory. What `pyvmm.trace.replay` plays back is all there: each access with its
-answer, what the guest and what the device changed in memory, each message between the device and `real`, what it is
-connected to. One thread; the device does its work when it is rung, within the access.
+Imports models, outside, writer and memory. What replay.py plays back is all there: each access with its answer, what
+the guest and what the device changed in memory, each message between the device and `real`, what it is connected to.
+One thread; the device does its work when it is rung, within the access.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import re
 
 from pyvmm.memory import GuestMemory
-from pyvmm.trace.models import make
-from pyvmm.trace.outside import Recorder
+from pyvmm.trace.devices.models import make
+from pyvmm.trace.devices.outside import Recorder
 from pyvmm.trace.writer import write_lines
 
 TYPE_CHECKING = False
@@ -37,7 +37,7 @@ _RUNS = re.compile(rb"[^\0]+(?:\0{1,7}[^\0]+)*")
 
 
 class Recorded:
-    """A device of `model` (`pyvmm.trace.models`) with `options`, connected to `real`: objects and functions by name.
+    """A device of `model` (see models.py) with `options`, connected to `real`: objects and functions by name.
 
     devices   what the driver accesses, by name: each has name, lock, read and write
     memory    the guest's RAM, which the driver may write at any time between accesses

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyvmm.memory import GuestMemory
 
     class Outside(Protocol):
-        """A Recorder or a Player of `pyvmm.trace.outside`."""
+        """A Recorder or a Player of `pyvmm.trace.devices.outside`."""
 
         def object(self, name: str) -> Any: ...
 

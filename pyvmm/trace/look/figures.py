@@ -6,7 +6,7 @@ Imports fields and histogram. The summary and the page are made of these figures
 from __future__ import annotations
 
 from pyvmm.trace.fields import clean, direction, kind, number, place, text
-from pyvmm.trace.histogram import Histogram
+from pyvmm.trace.look.histogram import Histogram
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

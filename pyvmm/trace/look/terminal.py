@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 
 from pyvmm.errors import UsageError
-from pyvmm.trace.browser import CHOSEN, QUIET, TITLE
+from pyvmm.trace.look.browser import CHOSEN, QUIET, TITLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import curses
 
-    from pyvmm.trace.browser import Browser
+    from pyvmm.trace.look.browser import Browser
 
 ESCAPE_MS = 50
 """How long an escape key waits for the rest of a sequence, in ms; the usual second would look like a hang."""

@@ -16,21 +16,21 @@ from importlib.resources import files
 
 from pyvmm.errors import UsageError
 from pyvmm.trace.convert import whole
-from pyvmm.trace.drawing import COLORS, LANES, data, names
 from pyvmm.trace.fields import duration, grouped, percent, text
-from pyvmm.trace.figures import Figures, by_count
-from pyvmm.trace.headline import exits, in_words, times
+from pyvmm.trace.look.drawing import COLORS, LANES, data, names
+from pyvmm.trace.look.figures import Figures, by_count
+from pyvmm.trace.look.headline import exits, in_words, times
+from pyvmm.trace.look.summary import COUNTERS, PERCENTILES, counted, ended, inside, machine
+from pyvmm.trace.look.timeline import Timeline
 from pyvmm.trace.reader import read
-from pyvmm.trace.summary import COUNTERS, PERCENTILES, counted, ended, inside, machine
-from pyvmm.trace.timeline import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pyvmm.trace.fields import Record
-    from pyvmm.trace.figures import Tally
-    from pyvmm.trace.histogram import Histogram
+    from pyvmm.trace.look.figures import Tally
+    from pyvmm.trace.look.histogram import Histogram
 
 ROWS = 100
 """Rows of a table; what is beyond is counted in its caption."""
@@ -48,7 +48,7 @@ def page(header: Record, records: Iterable[Record]) -> str:
         figures.add(record)
         timeline.add(record)
     kinds = [name for name, _cost in by_count(figures.kinds)]
-    style, script = (files("pyvmm.trace").joinpath("page", name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style, script = (files(__package__).joinpath("page", name).read_text("utf-8") for name in ("page.css", "page.js"))
     drawn = json.dumps(data(figures, timeline, kinds), separators=(",", ":"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'"
     body = [_top(header, figures), _bars(figures, kinds), _timeline(figures, timeline, kinds), _registers(figures)]

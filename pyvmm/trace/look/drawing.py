@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pyvmm.trace.headline import in_words
-from pyvmm.trace.timeline import BINS, REST
+from pyvmm.trace.look.headline import in_words
+from pyvmm.trace.look.timeline import BINS, REST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from pyvmm.trace.figures import Figures
-    from pyvmm.trace.timeline import Timeline
+    from pyvmm.trace.look.figures import Figures
+    from pyvmm.trace.look.timeline import Timeline
 
 COLORS = 8
 """Kinds of exit with a colour of their own; the others share one."""

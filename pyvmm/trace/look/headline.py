@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pyvmm.trace.fields import duration, grouped
-from pyvmm.trace.figures import OTHERS, by_count
+from pyvmm.trace.look.figures import OTHERS, by_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pyvmm.trace.figures import Figures, Tally
+    from pyvmm.trace.look.figures import Figures, Tally
 
 WORDS = {
     "serial": "the serial port",

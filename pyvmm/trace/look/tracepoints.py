@@ -15,7 +15,7 @@ from pyvmm.trace.fields import duration, grouped, percent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pyvmm.trace.figures import Figures
+    from pyvmm.trace.look.figures import Figures
 
 TRACEFS = "/sys/kernel/tracing"
 EVENT = re.compile(r"-(\d{1,10})\s.*?\s(\d{1,12})\.(\d{6,9}): kvm_(entry|exit):\s+(?:vcpu (\d{1,6}))?")

@@ -1,5 +1,5 @@
 // Draws the timeline of a trace on one canvas: exits over time, a lane for each vCPU, queue, and the interrupts.
-// Its data is the JSON in #data (pyvmm/trace/html.py says what is in it); whatever comes from the trace reaches the
+// Its data is the JSON in #data (pyvmm/trace/look/html.py says what is in it); whatever comes from the trace reaches the
 // page by textContent or fillText alone. The tables around it are there without this script.
 "use strict";
 (() => {

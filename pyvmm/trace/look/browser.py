@@ -11,17 +11,17 @@ from array import array
 from bisect import bisect_left
 
 from pyvmm.errors import UsageError
-from pyvmm.trace.bits import Bits
 from pyvmm.trace.fields import clean, grouped, text
-from pyvmm.trace.filters import Filter, moment
-from pyvmm.trace.lines import parse
-from pyvmm.trace.show import HEAD, details, line
+from pyvmm.trace.look.bits import Bits
+from pyvmm.trace.look.filters import Filter, moment
+from pyvmm.trace.look.lines import parse
+from pyvmm.trace.look.show import HEAD, details, line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pyvmm.trace.lines import Lines
+    from pyvmm.trace.look.lines import Lines
 
 SLICE = 2000
 """Records that are looked at before the next key."""

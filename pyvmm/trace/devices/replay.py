@@ -13,10 +13,10 @@ from importlib import import_module
 
 from pyvmm.errors import UsageError
 from pyvmm.memory import GuestMemory
-from pyvmm.trace.models import MODELS, make
-from pyvmm.trace.outside import Parted, Player, words
+from pyvmm.trace.devices.models import MODELS, make
+from pyvmm.trace.devices.outside import Parted, Player, words
+from pyvmm.trace.devices.recorded import DEVICE, changes
 from pyvmm.trace.reader import Trace, read
-from pyvmm.trace.recorded import DEVICE, changes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def replay(
     trace = source if isinstance(source, Trace) else read(source)
     recording = trace.header.get("recording")
     if recording is None:
-        from pyvmm.trace.runs import replay_run
+        from pyvmm.trace.devices.runs import replay_run
 
         return replay_run(trace, device, load=load)
     if recording["model"] not in MODELS:

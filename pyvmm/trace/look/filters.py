@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pyvmm.errors import UsageError
 from pyvmm.trace.fields import kind, number, text
-from pyvmm.trace.show import line
+from pyvmm.trace.look.show import line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from collections import deque
 from importlib import import_module
 
 from pyvmm.errors import UsageError
-from pyvmm.trace.models import make
-from pyvmm.trace.outside import Parted
-from pyvmm.trace.replay import Result
+from pyvmm.trace.devices.models import make
+from pyvmm.trace.devices.outside import Parted
+from pyvmm.trace.devices.replay import Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def replay_run(trace: Trace, device: str, *, load: Callable[[str], Any] = import
     if device not in PLATFORM:
         raise UsageError(
             f"{device}: its accesses alone say too little, or there is no such device (expected one of "
-            f"{', '.join(PLATFORM)}; pyvmm.trace.recorded records others)"
+            f"{', '.join(PLATFORM)}; pyvmm.trace.devices.recorded records others)"
         )
     if trace.header.get("restored"):
         raise UsageError(f"{trace.path}: the VM was restored, and devices did not begin with this trace")
