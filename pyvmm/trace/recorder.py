@@ -164,11 +164,12 @@ class Tracer:
         """`function`, recorded when it is over, with the bytes that it is given, and its result or a number given."""
 
         def tapped(*given: Any) -> Any:
+            began = time.monotonic_ns()
             result = function(*given)
             if self._header:
                 data = next((bytes(one) for one in given if isinstance(one, bytes | bytearray)), None)
                 numbers = (one for one in (result, *given) if isinstance(one, int | float))
-                self._recording.outside(device, name, data, next(numbers, None))
+                self._recording.outside(device, name, data, next(numbers, None), began)
             return result
 
         return tapped

@@ -88,8 +88,11 @@ class Recording:
             known = self._names.get(name) or self._name(name)
             self._append(kind, flags, 0, 0, count, time.monotonic_ns(), known, handle, 0, number, value, 0)
 
-    def outside(self, device: str, name: str, data: bytes | None, value: float | None) -> None:
-        """An OUTSIDE record, now: what passed between a device and who it is connected to."""
+    def outside(self, device: str, name: str, data: bytes | None, value: float | None, began: int) -> None:
+        """An OUTSIDE record, now: what passed between a device and who it is connected to.
+
+        `began` is when it did, as time.monotonic_ns() has it.
+        """
         flags, number = 0, 0
         if data is not None:
             flags |= spool.DATA
@@ -103,7 +106,8 @@ class Recording:
         with self._lock:
             of, what = (self._names.get(one) or self._name(one) for one in (device, name))
             now = time.monotonic_ns()
-            self._append(spool.OUTSIDE, flags, 0, 0, len(behind), now, of, 0, 0, what, number, 0, behind=behind)
+            took = now - began
+            self._append(spool.OUTSIDE, flags, 0, 0, len(behind), now, of, took, 0, what, number, 0, behind=behind)
 
     def text(self, record: Record, t: int = 0) -> None:
         """A record that comes seldom, with its "kind"; `t` is its time.monotonic_ns(), by default now."""

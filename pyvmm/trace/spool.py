@@ -145,7 +145,7 @@ def _record(stream: int, fields: tuple[int, ...], behind: bytes, names: dict[int
             record["data"] = behind.hex()
         if flags & NUMBER:
             record["value"] = DOUBLE.unpack(value.to_bytes(8, "little"))[0] if flags & FLOAT else value
-        return record
+        return record | {"handle": handle}
     record = {"kind": "exit", "t": t, "vcpu": stream, "reason": _reason(reason)}
     if rip:
         record["rip"] = rip

@@ -52,7 +52,7 @@ def test_linux_breaks_one_rule_and_no_other(transport, commands, tmp_path):
         "lint": True,
         "timeout": 3 * LIMIT,
     }
-    with VM(image("kernel"), initrd=image("initrd"), timeout=3 * LIMIT, **settings, **devices) as vm:
+    with VM(image("kernel"), initrd=image("initrd"), **settings, **devices) as vm:
         vm.guest.wait_ready(BOOT)
         statuses = [vm.exec(["sh", "-c", command], timeout=LIMIT).returncode for command in commands]
         vm.ports["port"].send(b"hello")

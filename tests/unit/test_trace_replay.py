@@ -196,6 +196,19 @@ def test_in_a_run_input_and_an_access_at_the_same_time_may_be_either_way_round(t
         assert replay(path, "serial").same, hex(value)
     later = run_of(tmp_path, *ready, access(90, 5, 0x61, False), host | {"t": 200})
     assert replay(later, "serial").got == "0x60"
+    slow = [access(90, 5, 0x61, False), access(110, 5, 0x61, False), host | {"t": 200, "handle": 110}]
+    assert replay(run_of(tmp_path, *ready, *slow), "serial").same  # noted late, but it began at 90
+    slow[0]["data"] = "63"
+    assert replay(run_of(tmp_path, *ready, *slow), "serial").accesses == 5
+
+
+def test_in_a_run_the_cause_of_a_difference_may_lie_some_accesses_back(tmp_path):
+    """A guest that polls eight times while there is input has it: whether the first of them was before or after."""
+    polls = [access(100 * number, 5, 0x60 if number < 8 else 0x61, False) for number in range(1, 9)]
+    path = run_of(tmp_path, polls[0], said(105, "receive", data="41", value=1), *polls[1:])
+    assert replay(path, "serial").same
+    apart = run_of(tmp_path, polls[0], said(115, "receive", data="41", value=1), *polls[1:])
+    assert (replay(apart, "serial").accesses, replay(apart, "serial").got) == (8, "0x60")
 
 
 def test_what_has_changed_is_found_byte_by_byte():

@@ -18,7 +18,7 @@ from pyvmm.trace.devices.replay import Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from pyvmm.trace.reader import Trace
@@ -42,6 +42,10 @@ HOST = ("receive", "press_power_button")
 """What the host does with a device; all else passes from the device."""
 MOST_ORDERS = 64
 """How many orders are tried where two things happened at the same time."""
+NEAR = 64
+"""Steps before a difference that may be the cause of it."""
+FAR = 1000
+"""Accesses that a vCPU may make between what another thread did and its note of it."""
 
 
 def played(trace: Trace) -> list[str]:
@@ -71,27 +75,42 @@ def replay_run(trace: Trace, device: str, *, load: Callable[[str], Any] = import
             continue
         does = record["kind"] == "exit" or record.get("name") in HOST
         (steps if does else said).append(record)
-    flipped: list[int] = []
+    play = _Play(trace, device, steps, said, load)
+    result = play.run()
+    orders = _orders(steps, play.at)
     for _ in range(MOST_ORDERS):
-        play = _Play(trace, device, steps, said, load)
-        result = play.run()
-        doubt = next((at for at in range(play.at, -1, -1) if at not in flipped and _at_once(steps, at)), None)
-        if result.same or doubt is None or play.at - doubt > 1:
-            return result
-        flipped.append(doubt)
-        steps[doubt], steps[doubt + 1] = steps[doubt + 1], steps[doubt]
+        other = None if result.same else next(orders, None)
+        if other is None:
+            break
+        trial = _Play(trace, device, other, said, load)
+        got = trial.run()
+        if got.same or got.accesses > result.accesses:
+            result, orders = got, _orders(other, trial.at)
     return result
 
 
-def _at_once(steps: list[Record], at: int) -> bool:
-    """Whether step `at` and the next may have happened the other way round: the trace has when an exit came, and when
-    it had been handled."""
-    if at + 1 >= len(steps):
-        return False
-    one, other = steps[at], steps[at + 1]
-    if one["kind"] != "exit" or one.get("vcpu") == other.get("vcpu", -1):
-        return False
-    return bool(other["t"] <= one["t"] + one.get("handle", 0))
+def _orders(steps: list[Record], failed: int) -> Iterator[list[Record]]:
+    """Other orders of `steps` that the times allow, and that could explain a difference at number `failed`."""
+    for at in range(failed, max(failed - NEAR, -1), -1):
+        later = _at_once(steps, at)
+        if later:
+            yield [*steps[:at], steps[later], *steps[at:later], *steps[later + 1 :]]
+
+
+def _at_once(steps: list[Record], at: int) -> int:
+    """The next step that is not of the same vCPU, if it may have happened before exit `at`; else 0.
+
+    The trace has when an exit came, when something else had been done, and how long each took.
+    """
+    one = steps[at]
+    if one["kind"] != "exit":
+        return 0
+    for later in range(at + 1, min(at + FAR, len(steps))):
+        other = steps[later]
+        if other["kind"] != "exit" or other["vcpu"] != one["vcpu"]:
+            began = other["t"] - (0 if other["kind"] == "exit" else other.get("handle", 0))
+            return later if began <= one["t"] + one.get("handle", 0) else 0
+    return 0
 
 
 class _Play:
