@@ -31,6 +31,8 @@ def browse(browser: Browser) -> None:
         raise UsageError("this Python has no curses: pyvmm trace view --print shows records as text") from None
 
     os.environ.setdefault("ESCDELAY", str(ESCAPE_MS))
+    for fixed in ("LINES", "COLUMNS"):  # which curses would believe, whatever size the window has
+        os.environ.pop(fixed, None)
     try:
         curses.setupterm()
     except curses.error:
@@ -69,6 +71,8 @@ def _run(window: curses.window, browser: Browser) -> None:
             key = window.get_wch()
         except curses.error:  # no key yet
             browser.work()
+            if (size := _size()) != window.getmaxyx():
+                curses.resizeterm(*size)
             continue
         except KeyboardInterrupt:
             return
@@ -76,6 +80,12 @@ def _run(window: curses.window, browser: Browser) -> None:
             window.clear()
         else:
             browser.press(names.get(key, key if isinstance(key, str) else ""))
+
+
+def _size() -> tuple[int, int]:
+    """Rows and columns of the terminal's window now."""
+    columns, rows = os.get_terminal_size(0)
+    return rows, columns
 
 
 def _paint(window: curses.window, browser: Browser, looks: dict[int, int]) -> None:
