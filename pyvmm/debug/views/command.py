@@ -92,40 +92,41 @@ def _judge(words: Sequence[str], physical: bool) -> str:
 
 
 def _lines(vm: Subject, name: str, words: Sequence[str], vcpu: int, physical: bool) -> list[str]:
-    vcpu_of(vm, vcpu)
-    if name == "registers":
-        return registers(vm, vcpu, bool(words))
-    if name == "paging":
-        return page_walk(vm, vcpu, _first(vm, words, vcpu))
-    if name == "dump":
-        return hexdump(vm, *_range(vm, words, vcpu, DUMP), vcpu=vcpu, physical=physical)
-    if name == "disasm":
-        return disassembly(vm, *_range(vm, words, vcpu, INSTRUCTIONS), vcpu=vcpu)
-    if name == "tables":
-        return descriptor_tables(vm, vcpu)
-    views = {"memory": memory_map, "devices": devices, "queues": queues, "exits": exits}
-    return views[name](vm)
+    shown: list[str] = _show(vm, name, words, vcpu, physical, 0)
+    return shown
 
 
 def _data(vm: Subject, name: str, words: Sequence[str], vcpu: int, physical: bool) -> Any:
+    return _show(vm, name, words, vcpu, physical, 1)
+
+
+def _show(vm: Subject, name: str, words: Sequence[str], vcpu: int, physical: bool, form: int) -> Any:
+    """The view `name` in the form of that number in FORMS."""
+    show: Any = FORMS[name][form]
     vcpu_of(vm, vcpu)
     if name == "registers":
-        return registers_data(vm, vcpu, bool(words))
+        return show(vm, vcpu, bool(words))
     if name == "paging":
-        return page_walk_data(vm, vcpu, _first(vm, words, vcpu))
+        return show(vm, vcpu, _first(vm, words, vcpu))
     if name == "dump":
-        return hexdump_data(vm, *_range(vm, words, vcpu, DUMP), vcpu=vcpu, physical=physical)
+        return show(vm, *_range(vm, words, vcpu, DUMP), vcpu=vcpu, physical=physical)
     if name == "disasm":
-        return disassembly_data(vm, *_range(vm, words, vcpu, INSTRUCTIONS), vcpu=vcpu)
-    if name == "tables":
-        return descriptor_tables_data(vm, vcpu)
-    views: dict[str, Any] = {
-        "memory": memory_map_data,
-        "devices": devices_data,
-        "queues": queues_data,
-        "exits": exits_data,
-    }
-    return views[name](vm)
+        return show(vm, *_range(vm, words, vcpu, INSTRUCTIONS), vcpu=vcpu)
+    return show(vm, vcpu) if name == "tables" else show(vm)
+
+
+FORMS = {
+    "registers": (registers, registers_data),
+    "paging": (page_walk, page_walk_data),
+    "memory": (memory_map, memory_map_data),
+    "tables": (descriptor_tables, descriptor_tables_data),
+    "devices": (devices, devices_data),
+    "queues": (queues, queues_data),
+    "exits": (exits, exits_data),
+    "dump": (hexdump, hexdump_data),
+    "disasm": (disassembly, disassembly_data),
+}
+"""Each view as lines of text and as data for JSON."""
 
 
 def _try(vm: Subject, name: str, vcpu: int) -> list[str]:
