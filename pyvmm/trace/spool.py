@@ -117,7 +117,7 @@ def _stream(
             last = fields[5]
             yield _record(stream, fields, behind, names, began)
         if lost:
-            yield {"kind": "lost", "t": last - began, "count": lost}
+            yield {"kind": "lost", "t": last - began, "vcpu": None if stream == EVENTS else stream, "count": lost}
 
 
 def _record(stream: int, fields: tuple[int, ...], behind: bytes, names: dict[int, str], began: int) -> Record:

@@ -193,8 +193,10 @@ def test_with_a_full_disk_the_run_goes_on_and_what_is_lost_is_counted(tmp_path):
     assert "File too large; the run goes on" in lines[0] and "is left in the form in which it was recorded" in lines[1]
     trace = read(path)
     recorded = len(exits(trace))
-    [lost] = [one for one in trace.records() if one["kind"] == "lost"]
-    assert 8000 < recorded < 8190 and recorded + lost["count"] in range(20_001, 20_010)
+    # What the serial port passed on is recorded too, in as many records as the host was fast: some of them may be lost.
+    lost = {one["vcpu"]: one["count"] for one in trace.records() if one["kind"] == "lost"}
+    assert 8000 < recorded < 8190 and recorded + lost[0] in range(20_001, 20_010)
+    assert set(lost) <= {0, None}
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted([kernel.name, path.name])
 
 

@@ -111,8 +111,9 @@ def test_what_was_lost_is_counted_where_it_was_lost(tmp_path):
     made.text(5, **HEADER)
     made.chunk(0, lost=7)
     made.access(0, 10, 0x3F8, b"A", True)
-    kinds = [(record["kind"], record.get("count")) for record in _read(tmp_path / "x", made.bytes()).records()]
-    assert kinds == [("exit", 1), ("lost", 7)]
+    made.chunk(spool.EVENTS, lost=3)
+    records = [(one["kind"], one["vcpu"], one.get("count")) for one in _read(tmp_path / "x", made.bytes()).records()]
+    assert sorted(records, key=str) == [("exit", 0, 1), ("lost", 0, 7), ("lost", None, 3)]
 
 
 @pytest.mark.parametrize(
