@@ -11,6 +11,7 @@ from pyvmm.errors import LoadError, UsageError
 from pyvmm.trace import spool
 from pyvmm.trace.convert import convert
 from pyvmm.trace.reader import read
+from pyvmm.trace.recording import EVENTS_CHUNK, Recording
 from tests.support.cli import pyvmm
 from tests.support.traces import GREETING, HEADER, SpoolFile, sample
 
@@ -114,6 +115,19 @@ def test_what_was_lost_is_counted_where_it_was_lost(tmp_path):
     made.chunk(spool.EVENTS, lost=3)
     records = [(one["kind"], one["vcpu"], one.get("count")) for one in _read(tmp_path / "x", made.bytes()).records()]
     assert sorted(records, key=str) == [("exit", 0, 1), ("lost", 0, 7), ("lost", None, 3)]
+
+
+def test_events_without_room_are_counted_and_told_of_once(tmp_path):
+    told: list[str] = []
+    made = Recording(str(tmp_path / "x"), told.append, EVENTS_CHUNK)
+    made.text(HEADER)
+    for gsi in range(2000):
+        made.add(spool.INTERRUPT, 1, "serial", gsi, 0)
+    made.stop()
+    made.close()
+    *kept, lost = read(tmp_path / "x").records()
+    assert [one["gsi"] for one in kept] == list(range(len(kept))) and 900 < len(kept) < 1024
+    assert (lost["vcpu"], lost["count"]) == (None, 2000 - len(kept)) and len(told) == 1
 
 
 @pytest.mark.parametrize(
