@@ -11,10 +11,12 @@ from pyvmm.virtio.lint.config import ConfigLint
 from pyvmm.virtio.lint.queues import QueueLint
 from pyvmm.virtio.lint.requests import STATISTICS, judge
 from pyvmm.virtio.spec import (
+    BALLOON_F_STATS_VQ,
     F_VERSION_1,
     ID_BALLOON,
     INTERRUPT_CONFIG_CHANGE,
     INTERRUPT_USED_BUFFER,
+    MSI_NO_VECTOR,
     STATUS_ACKNOWLEDGE,
     STATUS_DRIVER,
     STATUS_DRIVER_OK,
@@ -76,7 +78,7 @@ class DriverLint:
         self._offers_read = self._status_read = self._asked = False
         self._selected: set[str] = set()  # of the selectors of feature words, those that were written
         self._interrupts_read = 0
-        self._unread = ""  # a register that must be read back
+        self._unread: set[tuple[str, int]] = set()  # registers that must be read back, and whose queue's (-1: none)
         self.config.forget()
 
     def report(
@@ -127,8 +129,8 @@ class DriverLint:
             self._interrupts_read |= value
         elif name.startswith("SHM"):
             self.report("shared-memory")
-        if name == self._unread:
-            self._unread = ""
+        if self._unread:
+            self._unread.discard(self._of_queue(name))
 
     def _need_selector(self, name: str) -> None:
         if name not in self._selected and not self._pci:
@@ -170,12 +172,18 @@ class DriverLint:
         found: Virtqueue | None = self.transport.queue
         return found
 
+    def _of_queue(self, name: str) -> tuple[str, int]:
+        """Register `name`, and which queue it is about at present, if any."""
+        queue = self._queue() if name.lower().startswith("queue") else None
+        return name, -1 if queue is None else queue.index
+
     # --- Status (2.1, 3.1.1) ------------------------------------------------------------------------------------------
 
     def _write_status(self, value: int) -> None:
         device = self.device
-        before = device.status & ~STATUS_NEEDS_RESET
-        self._must_have_read_back()
+        before, asked = device.status & ~STATUS_NEEDS_RESET, self._asked
+        if not value or value & _OK:
+            self._must_have_read_back()
         self.config.settle()
         if value == 0:
             self.settle()
@@ -199,7 +207,7 @@ class DriverLint:
         if new & _F:
             self._features_ok()
         if new & _OK:
-            self._driver_ok(before)
+            self._driver_ok(before, asked)
 
     def _acknowledged(self) -> None:
         if not self._was_reset:
@@ -218,21 +226,22 @@ class DriverLint:
         elif not chosen & ~device.offered and not device.features_valid(chosen):
             self.report("feature-requires", detail=f"features {chosen:#x}")
 
-    def _driver_ok(self, before: int) -> None:
-        device = self.device
-        if not before & _F:
-            rule = "features-ok-refused" if self._asked else "features-ok-skipped"
-            self.report(rule)
-        elif not self._status_read:
-            self.report("features-ok-unread")
-        if not any(queue.ready for queue in device.queues):
+    def _driver_ok(self, before: int, asked: bool) -> None:
+        """DRIVER_OK comes; whether FEATURES_OK was `asked` for by an earlier write."""
+        queues = self.device.queues
+        if before & _F or (self._asked and not asked):
+            if not self._status_read:
+                self.report("features-ok-unread")
+        else:
+            self.report("features-ok-refused" if asked else "features-ok-skipped")
+        if queues and not any(queue.ready for queue in queues):
             self.report("driver-ok-without-queues")
 
     def _must_have_read_back(self) -> None:
-        if self._unread:
-            rule = "queue-disable-unread" if self._unread == "QueueReady" else "vector-unread"
-            self.report(rule, register=self._unread)
-            self._unread = ""
+        for register, queue in sorted(self._unread):
+            rule = "queue-disable-unread" if register == "QueueReady" else "vector-unread"
+            self.report(rule, register=register, queue=None if queue < 0 else queue)
+        self._unread.clear()
 
     # --- Features (2.2) -----------------------------------------------------------------------------------------------
 
@@ -241,7 +250,8 @@ class DriverLint:
         self._need_selector("DriverFeaturesSel")
         word = transport.read_driver_word()
         if device.status & _F:
-            self.report("features-late")
+            if value != transport.read_accepted():
+                self.report("features-late")
             return
         if not device.status & _D:
             self.report("features-early")
@@ -280,18 +290,24 @@ class DriverLint:
     def _write_ready(self, value: int) -> None:
         queue = self._queue()
         if value & 1:
-            self._may_set_up(queue)
+            if queue is None or not queue.ready:  # to enable it twice changes nothing
+                self._may_set_up(queue)
         elif self._pci:
             self.report("queue-disable", queue=None if queue is None else queue.index)
         elif queue is not None and queue.ready:
-            self._unread = "QueueReady"
+            self._unread.add(self._of_queue("QueueReady"))
 
     def vector(self, register: str, value: int, count: int) -> None:
         """The driver is about to choose MSI-X vector `value`, of `count`, by `register`."""
-        self._must_have_read_back()
-        if value >= count:
-            self.report("vector-out-of-range", detail=f"{value} of {count}")
-        self._unread = register
+        key = self._of_queue(register)
+        if register.startswith("queue") and key[1] < 0:
+            self.report("queue-unknown")
+        elif value == MSI_NO_VECTOR:
+            self._unread.discard(key)
+        else:
+            if value >= count:
+                self.report("vector-out-of-range", detail=f"{value} of {count}")
+            self._unread.add(key)
 
     # --- Notifications (2.7.10, 4.1.5.2, 4.2.3.3) ---------------------------------------------------------------------
 
@@ -306,7 +322,8 @@ class DriverLint:
             self.report("notify-not-ready", queue=index)
         else:
             self.queues[index].notified()
-            if device.device_id == ID_BALLOON and index == STATISTICS and self.queues[index].outstanding > 1:
+            statistics = device.device_id == ID_BALLOON and device.features >> BALLOON_F_STATS_VQ & 1
+            if statistics and index == STATISTICS and self.queues[index].outstanding > 1:
                 self.report("balloon-statistics", queue=index)
 
     # --- Interrupts (4.1.4.5, 4.2.3.4) --------------------------------------------------------------------------------

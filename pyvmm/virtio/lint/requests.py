@@ -33,6 +33,7 @@ from pyvmm.virtio.spec import (
     NET_HDR_F_DATA_VALID,
     NET_HDR_LENGTH,
     SECTOR,
+    VSOCK_OP_RW,
 )
 from pyvmm.virtio.vsockheader import HEADER_LENGTH, Header
 
@@ -72,6 +73,8 @@ def _block(found: Found, device: VirtioDevice, chain: Chain) -> None:
             found("blk-flush-sector", f"sector {sector}")
         if given or room:
             found("blk-flush-data", f"{given or room} bytes")
+    elif sector and kind in types and kind not in (BLK_T_IN, BLK_T_OUT):
+        found("blk-sector", f"sector {sector} of type {kind}")
     try:
         parse(chain, types, capacity, readonly)
     except Refused as refused:
@@ -104,9 +107,10 @@ def _net_receive(found: Found, device: VirtioDevice, chain: Chain) -> None:
     if chain.readable_length:
         found("net-direction", f"{chain.readable_length} bytes readable")
     large = any(features >> bit & 1 for bit in (NET_F_GUEST_TSO4, NET_F_GUEST_TSO6, NET_F_GUEST_UFO))
-    if room < NET_HDR_LENGTH:
-        found("net-receive-header", f"{room} bytes")
-    elif not features >> NET_F_MRG_RXBUF & 1 and room < (LARGE_BUFFER if large else BUFFER):
+    if features >> NET_F_MRG_RXBUF & 1:
+        if room < NET_HDR_LENGTH:
+            found("net-receive-header", f"{room} bytes")
+    elif room < (LARGE_BUFFER if large else BUFFER):
         found("net-receive-small", f"{room} bytes")
 
 
@@ -152,8 +156,12 @@ def _vsock(found: Found, device: VirtioDevice, queue: Virtqueue, chain: Chain) -
     data, cid = chain.read(0, HEADER_LENGTH), int.from_bytes(device.config(), "little")
     if len(data) < HEADER_LENGTH:
         found("vsock-header", f"{len(data)} bytes")
-    elif Header(data).src_cid != cid:
-        found("vsock-cid", f"{Header(data).src_cid}, not {cid}")
+        return
+    header, room = Header(data), chain.readable_length - HEADER_LENGTH
+    if header.src_cid != cid:
+        found("vsock-cid", f"{header.src_cid}, not {cid}")
+    if header.op == VSOCK_OP_RW and header.length > room:
+        found("vsock-length", f"{header.length} bytes, of which there are {room}")
 
 
 def judge(found: Found, device: VirtioDevice, queue: Virtqueue, chain: Chain) -> None:

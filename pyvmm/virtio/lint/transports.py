@@ -11,7 +11,7 @@ from pyvmm.virtio.lint.registers import DriverLint
 from pyvmm.virtio.mmio import REGISTERS, VirtioMmio
 from pyvmm.virtio.pci import COMMON_LENGTH, CONFIG, ISR, NOTIFY, NOTIFY_STRIDE, VirtioPci
 from pyvmm.virtio.pci import REGISTERS as COMMON
-from pyvmm.virtio.spec import MMIO_CONFIG, MSI_NO_VECTOR, STATUS_DRIVER_OK
+from pyvmm.virtio.spec import MMIO_CONFIG, STATUS_DRIVER_OK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class LintedPci(VirtioPci):
         lint, name = self.lint, NAMES.get(register.name, register.name)
         if "w" not in register.access:
             lint.report("register-read-only")
-        elif name.endswith("_vector") and value != MSI_NO_VECTOR:
+        elif name.endswith("_vector"):
             lint.vector(name, value, self._msix.count)
         else:
             lint.write(name, value)
