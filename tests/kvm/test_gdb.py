@@ -197,7 +197,7 @@ def test_the_socket_is_its_owners_and_a_stale_one_is_taken_over(tmp_path: Path) 
         stale.bind(str(place))
     with VM(path("hello64"), gdb=f"unix:{place}", timeout=30) as vm:
         assert stat.S_IMODE(place.stat().st_mode) == 0o600
-        with pytest.raises(OSError, match="somebody else waits"):
+        with pytest.raises(OSError, match="another process listens"):
             VM(path("hello64"), gdb=f"unix:{place}").start()
         vm.kill()
     assert not place.exists()

@@ -450,6 +450,17 @@ def test_a_socket_that_cannot_be_made_is_named(link, folder):
     console.close()
 
 
+def test_a_socket_without_a_descriptor_is_named(link, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", full)
+    console = UnixConsole(tmp_path / "console")
+    with pytest.raises(BackendError, match="console: Too many open files"):
+        console.start(link)
+    console.close()
+
+
 def test_a_path_that_is_too_long_is_said_to_be(link, tmp_path):
     for length, fits in ((PATH_MAX, True), (PATH_MAX + 1, False)):
         path = str(tmp_path / "x")

@@ -125,15 +125,18 @@ def test_what_is_neither_is_refused_in_a_line(text):
 
 
 def test_a_socket_of_a_folder_that_is_not_there_or_too_long(tmp_path):
-    for path in (tmp_path / "no" / "socket", tmp_path / ("x" * 200)):
-        with pytest.raises(BackendError, match="gdb cannot be waited for"):
+    for path, problem in (
+        (tmp_path / "no" / "socket", "--gdb: cannot listen at"),
+        (tmp_path / ("x" * 200), "too long"),
+    ):
+        with pytest.raises(BackendError, match=problem):
             GdbServer(f"unix:{path}").open()
 
 
 def test_another_file_is_left_alone(tmp_path):
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(BackendError, match="no socket"):
+    with pytest.raises(BackendError, match="is not a socket"):
         GdbServer(f"unix:{path}").open()
     assert path.read_text() == "mine"
 
@@ -162,6 +165,8 @@ def test_opening_fails_and_leaves_nothing(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(BackendError):
         GdbServer(f"unix:{tmp_path}").open()
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(BackendError, match="Address already in use"):
+        GdbServer(taken.getsockname()[1]).open()
     assert len(os.listdir("/proc/self/fd")) == before
 
 

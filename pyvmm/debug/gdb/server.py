@@ -1,19 +1,19 @@
 """Where gdb connects: a listening socket, one client at a time, and the thread that serves it.
 
-Imports its neighbours, errors, events and threads. On 127.0.0.1 or a unix socket of mode 0600: whoever may connect may
-do anything to the guest. The thread waits for the client, for a stop of the target and for the end of the run.
+Imports its neighbours, the back-ends' listener, errors, events and threads. On 127.0.0.1 or a unix socket of mode 0600:
+whoever may connect may do anything to the guest. The thread waits for the client, for a stop of the target and for the
+end of the run.
 """
 
 from __future__ import annotations
 
-import os
 import select
 import socket
-import stat
 import threading
 import time
 
 from pyvmm import threads
+from pyvmm.backends.listener import LOCALHOST, PortListener, UnixListener
 from pyvmm.debug.gdb.connection import FULL, Connection
 from pyvmm.debug.gdb.description import elf_bits
 from pyvmm.debug.gdb.loop import DebuggedLoop
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyvmm.runloop import Outcome
     from pyvmm.steering import Control
 
-HOST, PORT = "127.0.0.1", 1234
+PORT = 1234
 UNIX = "unix:"
 BACKLOG = 8
 SLOW = 5.0
@@ -62,8 +62,7 @@ class GdbServer:
     def __init__(self, where: str | int | bool, say: Callable[[str], None] | None = None) -> None:
         self._port, self._path = parse_where(where)
         self._say = say or (lambda text: None)
-        self._listener: socket.socket | None = None
-        self._inode = 0
+        self._listener: UnixListener | PortListener | None = None
         self._wake: EventFd | None = None
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -74,7 +73,7 @@ class GdbServer:
     @property
     def address(self) -> str:
         """What gdb's `target remote` takes."""
-        return self._path or f"{HOST}:{self._port}"
+        return self._path or f"{LOCALHOST}:{self._port}"
 
     @property
     def stood(self) -> float:
@@ -85,54 +84,16 @@ class GdbServer:
         """Listen. Raises BackendError where that cannot be."""
         try:
             self._wake = EventFd()
-            self._listener = self._listen_unix() if self._path else self._listen_port()
+            if self._path:
+                self._listener = UnixListener(self._path, "--gdb", waiting=BACKLOG, mode=0o600)
+            else:
+                self._listener = PortListener(self._port, "--gdb", waiting=BACKLOG)
+                self._port = self._listener.port
         except OSError as error:
             self.close()
             if isinstance(error, BackendError):
                 raise
-            raise BackendError(f"gdb cannot be waited for at {self.address}: {error.strerror or error}") from error
-
-    def _listen_port(self) -> socket.socket:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((HOST, self._port))
-            listener.listen(BACKLOG)
-            self._port = listener.getsockname()[1]
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-
-    def _listen_unix(self) -> socket.socket:
-        self._remove_stale()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            os.fchmod(listener.fileno(), 0o600)  # the mode that the file gets; before bind() nobody can connect
-            listener.bind(self._path)
-            self._inode = os.stat(self._path).st_ino
-            os.chmod(self._path, 0o600)
-            listener.listen(BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-
-    def _remove_stale(self) -> None:
-        """A socket that nobody listens at any more. Raises BackendError for one that somebody does, or another file."""
-        try:
-            if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
-                raise BackendError(f"{self._path} is there and no socket")
-        except FileNotFoundError:
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(SLOW)
-            try:
-                probe.connect(self._path)
-            except ConnectionRefusedError:
-                os.unlink(self._path)
-                return
-        raise BackendError(f"somebody else waits at {self._path}")
+            raise BackendError(f"--gdb: no event descriptor: {error.strerror} (ulimit -n)") from error
 
     def begin(
         self,
@@ -181,17 +142,9 @@ class GdbServer:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
-            self._unlink()
         wake, self._wake = self._wake, None
         if wake is not None and (thread is None or not thread.is_alive()):
             wake.close()
-
-    def _unlink(self) -> None:
-        try:
-            if self._path and os.lstat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
-        except OSError:
-            pass  # removed by somebody else
 
     def _notify(self) -> None:
         wake = self._wake
@@ -201,8 +154,8 @@ class GdbServer:
     # --- The thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        listener, wake = self._listener, self._wake  # close() may give up waiting for this thread
-        assert listener is not None and wake is not None and self.target is not None
+        assert self._listener is not None and self._wake is not None and self.target is not None
+        listener, wake = self._listener.socket, self._wake  # close() may give up waiting for this thread
         at = listener.fileno()
         poll = select.poll()
         for fd in (at, wake.fd):
