@@ -34,6 +34,12 @@ def require() -> None:
         raise KvmUnavailableError(PROBLEM)
 
 
+def constant(name: str) -> int:
+    """A number that run_abi.h defines; 0 without the compiled module."""
+    number: int = 0 if PROBLEM else getattr(lib, name)
+    return number
+
+
 def offsetof(record: str, *fields: str) -> int:
     """Bytes from the start of a structure of kvm_abi.h to one of its fields; 0 without the compiled module."""
     return 0 if PROBLEM else ffi.offsetof(record, *fields)

@@ -6,7 +6,7 @@ Imports the compiled module (through native.py) and exits; vcpu.py alone imports
 from __future__ import annotations
 
 from pyvmm.kvm.exits import Exit, Mmio, Pio
-from pyvmm.kvm.native import PROBLEM, lib
+from pyvmm.kvm.native import constant
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     Tell = Callable[[Exit, int, int], None]
     """tell(exit, tsc, rip): an access as an exit, the processor's time stamp and, if it is known, RIP; else 0."""
 
-_LOG = 1 if PROBLEM else lib.PYVMM_LOG
-_PORTS = () if PROBLEM else (lib.PYVMM_PORT_WRITE, lib.PYVMM_PORT_READ)
-_WRITES = () if PROBLEM else (lib.PYVMM_PORT_WRITE, lib.PYVMM_MMIO_WRITE)
+_LOG = constant("PYVMM_LOG")
+_PORTS = constant("PYVMM_PORT_WRITE"), constant("PYVMM_PORT_READ")
+_WRITES = constant("PYVMM_PORT_WRITE"), constant("PYVMM_MMIO_WRITE")
 
 
 def _exit(access: Any) -> Exit:

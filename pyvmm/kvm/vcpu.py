@@ -39,7 +39,7 @@ from pyvmm.kvm.exits import (
     Mmio,
     Pio,
 )
-from pyvmm.kvm.native import PROBLEM, ffi, lib, offsetof, sizeof
+from pyvmm.kvm.native import constant, ffi, lib, offsetof, sizeof
 from pyvmm.kvm.vcpustate import VcpuState
 
 TYPE_CHECKING = False
@@ -63,14 +63,11 @@ _HEAD = Struct(f"<I{offsetof('struct kvm_run', 'io') - _REASON - 4 if _MMIO else
 _FIELDS = Struct("<QQII")
 """Of an access in the helper's context: address, value, size, and where in the page its data is."""
 _FIELDS_AT = offsetof("struct pyvmm_vcpu", "address")
-_OTHER, _PORT_WRITE, _PORT_READ, _MMIO_WRITE, _MMIO_READ, _NO_EXIT, _KIND, _POSTED, _WAKE = (
-    (0,) * 9
-    if PROBLEM
-    else (
-        *(lib.PYVMM_OTHER, lib.PYVMM_PORT_WRITE, lib.PYVMM_PORT_READ, lib.PYVMM_MMIO_WRITE, lib.PYVMM_MMIO_READ),
-        *(lib.PYVMM_NO_EXIT, lib.PYVMM_KIND, lib.PYVMM_POSTED, lib.PYVMM_WAKE),
-    )
-)
+_OTHER = constant("PYVMM_OTHER")
+_PORT_WRITE, _PORT_READ = constant("PYVMM_PORT_WRITE"), constant("PYVMM_PORT_READ")
+_MMIO_WRITE, _MMIO_READ = constant("PYVMM_MMIO_WRITE"), constant("PYVMM_MMIO_READ")
+_NO_EXIT = constant("PYVMM_NO_EXIT")
+_KIND, _POSTED, _WAKE = constant("PYVMM_KIND"), constant("PYVMM_POSTED"), constant("PYVMM_WAKE")
 
 WAITING = 0.001
 """Seconds that a vCPU which KVM wakes for nothing is left alone."""

@@ -6,7 +6,7 @@ for it leaves in the queue.
 
 from __future__ import annotations
 
-from pyvmm.virtio.native import PROBLEM, ffi, lib, native_queue
+from pyvmm.virtio.native import constant, ffi, lib, native_queue
 from pyvmm.virtio.spec import SECTOR
 
 TYPE_CHECKING = False
@@ -16,11 +16,8 @@ if TYPE_CHECKING:
     from pyvmm.virtio.native import NativeQueue
     from pyvmm.virtio.queue import Virtqueue
 
-EMPTY, FOR_PYTHON, TELL, AGAIN = (
-    (0, 0, 0, 0)
-    if PROBLEM
-    else (lib.PYVMM_BLOCK_EMPTY, lib.PYVMM_BLOCK_PYTHON, lib.PYVMM_BLOCK_TELL, lib.PYVMM_BLOCK_AGAIN)
-)
+EMPTY, FOR_PYTHON = constant("PYVMM_BLOCK_EMPTY"), constant("PYVMM_BLOCK_PYTHON")
+TELL, AGAIN = constant("PYVMM_BLOCK_TELL"), constant("PYVMM_BLOCK_AGAIN")
 """Why `serve` has ended: all done, a chain that is for Python, the driver is to be told, enough for one call."""
 
 PATIENCE = 50_000

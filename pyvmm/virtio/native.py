@@ -31,6 +31,12 @@ else:
             PROBLEM = f"the extension module pyvmm._native._rings is not built here (pip install . builds it): {error}"
 
 
+def constant(name: str) -> int:
+    """A number that one of its headers defines; 0 without the compiled module."""
+    number: int = 0 if PROBLEM else getattr(lib, name)
+    return number
+
+
 class NativeQueue:
     """What C needs of the enabled Virtqueue `queue`, until that is disabled; guest memory is borrowed so long.
 

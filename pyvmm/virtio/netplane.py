@@ -6,7 +6,7 @@ decided by the device: C is told by the device's settings as they are at each ca
 
 from __future__ import annotations
 
-from pyvmm.virtio.native import ffi, lib, native_queue
+from pyvmm.virtio.native import constant, ffi, lib, native_queue
 from pyvmm.virtio.spec import NET_HDR_LENGTH
 
 TYPE_CHECKING = False
@@ -23,8 +23,10 @@ STAGE = 256 << 10
 TURN = 1024
 """Frames that one call moves before it is others' turn."""
 
-NO_CHAIN, NO_FRAME, FULL, MORE, PYTHON, TELL = range(6)
-"""How a call ends, in the numbers of net.h."""
+NO_CHAIN, NO_FRAME = constant("PYVMM_NET_NO_CHAIN"), constant("PYVMM_NET_NO_FRAME")
+FULL, MORE = constant("PYVMM_NET_FULL"), constant("PYVMM_NET_MORE")
+PYTHON, TELL = constant("PYVMM_NET_PYTHON"), constant("PYVMM_NET_TELL")
+"""How a call ends (net.h)."""
 
 
 class NetPlane:
