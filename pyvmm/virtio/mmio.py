@@ -97,7 +97,7 @@ class VirtioMmio(Transport):
         "QueueSel": "_selected",
         "ConfigGeneration": "device.config_generation",
     }
-    STATE = {**Transport.STATE, "_pending": Number(INTERRUPT_USED_BUFFER | INTERRUPT_CONFIG_CHANGE)}
+    STATE = {**Transport.STATE, "pending": Number(INTERRUPT_USED_BUFFER | INTERRUPT_CONFIG_CHANGE)}
 
     def __init__(self, device: VirtioDevice, interrupt: Callable[[], None], window: Window | None = None) -> None:
         """`window` is INTERRUPT_WINDOW; its slot is InterruptStatus, whose bits the data plane sets and vCPUs clear."""
@@ -127,12 +127,8 @@ class VirtioMmio(Transport):
         """The events that the driver has not acknowledged: InterruptStatus."""
         return self.window.slot
 
-    @property
-    def _pending(self) -> int:
-        return self.window.slot
-
-    @_pending.setter
-    def _pending(self, pending: int) -> None:
+    @pending.setter
+    def pending(self, pending: int) -> None:
         self.window.change(U32, pending)
 
     def remind(self) -> None:
@@ -141,7 +137,7 @@ class VirtioMmio(Transport):
         The interrupt controller forgets an edge that comes while its input is masked (82093AA data sheet, 3.2.4,
         interrupt mask), the event stays; a driver that has seen it already finds nothing to do.
         """
-        if self._pending:
+        if self.pending:
             self._interrupt()
 
     # --- The bus ------------------------------------------------------------------------------------------------------
@@ -205,7 +201,7 @@ class VirtioMmio(Transport):
         self.device.notify(value)
 
     def read_interruptstatus(self) -> int:
-        return self._pending
+        return self.pending
 
     def write_interruptack(self, value: int) -> None:
         self.window.change(clear=value)
