@@ -127,6 +127,8 @@ class VmFd(Interrupts):
         """
         pin, address, length = None, 0, 0
         if buffer is not None:
+            # The view is pinned, so that its release() fails too. The garbage collector must not take one apart that
+            # is: of garbage which has both, __del__ comes first, and close() lets go.
             pin = ffi.from_buffer("uint8_t[]", buffer, not flags & KVM_MEM_READONLY)
             address, length = int(ffi.cast("uintptr_t", pin)), len(pin)
         try:

@@ -262,6 +262,31 @@ def test_a_slot_keeps_its_memory_until_it_is_removed_or_the_vm_closed(kvm):
     first.append(0)
 
 
+FORGOTTEN = """
+import gc, os
+from types import SimpleNamespace
+from pyvmm.kvm.vm import VmFd
+
+VmFd.ioctl = lambda *_: 0
+memory = bytearray(4096)
+view = memoryview(memory)
+gc.collect()  # what is older is taken apart first
+vm = VmFd(os.open("/dev/null", os.O_RDONLY), 0)
+vm.set_user_memory_region(0, 0, view)
+owner = SimpleNamespace(view=view, vm=vm)
+owner.itself = owner
+del view, vm, owner
+gc.collect()
+memory.append(0)
+"""
+
+
+def test_a_vm_that_nobody_closed_and_its_memory_can_be_garbage_together():
+    """Else the collector takes a view apart of which the VM has a buffer; CPython does not survive that."""
+    done = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_memory_that_cannot_be_written_needs_a_read_only_slot(kvm):
     from pyvmm.kvm.constants import KVM_MEM_READONLY
 
