@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 QUIT, HELP, STATE = "q", "h", "s"
-COMMANDS = {b"xX": QUIT, b"hH?": HELP, b"sS": STATE, **{bytes((c, c - 0x20)): chr(c) for c in b"rpmtd"}}
+COMMANDS = {b"xX": QUIT, b"hH?": HELP, b"sS": STATE, **{bytes((c, c - 0x20)): chr(c) for c in b"rpmtdil"}}
 """What follows the escape key, and the command that it is: a letter."""
 HELP_TEXT = """\
 {key} X         end the run
@@ -30,6 +30,8 @@ HELP_TEXT = """\
 {key} M         show what lies where in memory
 {key} T         show its descriptor tables
 {key} D         show the registers of the devices
+{key} I         show the PICs and the I/O APIC
+{key} L         show the local APIC of vCPU 0
 {key} {key}  send {key} to the guest
 {key} H or ?    show this help"""
 

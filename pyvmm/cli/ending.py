@@ -161,7 +161,9 @@ def dry_run_text(loaded: LoadedKernel, config: VmConfig, found: Sequence[Slot] =
     return "\n".join(lines)
 
 
-LOOKS = {"r": "registers", "p": "paging", "m": "memory", "t": "tables", "d": "devices"}
+LOOKS = {
+    "r": "registers", "p": "paging", "m": "memory", "t": "tables", "d": "devices", "i": "irqchip", "l": "lapic",
+}  # fmt: skip
 """The views that the escape key and a letter show."""
 
 

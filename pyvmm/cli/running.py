@@ -210,8 +210,8 @@ def attach(arguments: argparse.Namespace) -> None:
 
 VIEWS = (
     "registers [all]; paging [ADDR]: a page-table walk; memory: what lies where; tables: GDT, LDT, IDT; devices; "
-    "queues; exits; dump ADDR [LEN]; disasm [ADDR] [N]; all. ADDR is a number, a register or a symbol, as 0x1000, rip, "
-    "rsp+16"
+    "queues; irqchip: PICs and I/O APIC; lapic [N]: vCPU N's local APIC; pit; exits; dump ADDR [LEN]; disasm [ADDR] "
+    "[N]; all. ADDR is a number, a register or a symbol, as 0x1000, rip, rsp+16"
 )
 JSON = ("--json", {"action": "store_true", "help": "show it as JSON, in bytes and seconds"})
 _TIMEOUT = {"default": STOP_WAIT, "metavar": "TIME"}

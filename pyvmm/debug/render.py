@@ -12,12 +12,13 @@ from pyvmm.kvm.constants import KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITI
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from pyvmm.boot.segments import Segment
     from pyvmm.debug.report import Code, CrashReport, Stack, VcpuReport
     from pyvmm.debug.state import VcpuState
+    from pyvmm.registers import Register
 
 TITLES = {
     "crash": "the guest crashed",
@@ -67,6 +68,27 @@ def segment_dict(segment: Segment) -> dict[str, Any]:
         "limit": hex(segment.limit),
         "text": segment_text(segment),
     }
+
+
+def register_dict(register: Register, value: int) -> dict[str, Any]:
+    """A register of a device or a chip for JSON, with what its fields say and where they are specified."""
+    return {
+        "name": register.name,
+        "value": hex(value),
+        "fields": [text for field in register.fields if (text := field.describe(value))],
+        "spec": register.spec,
+    }
+
+
+def ranges(numbers: Iterable[int], show: Callable[[int], str] = str) -> list[str]:
+    """Rising `numbers`, each as `show` writes it, neighbours as one: "1-7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ["-".join(map(show, run)) for run in runs]
 
 
 def stack_dict(stack: Stack) -> dict[str, Any]:

@@ -14,7 +14,39 @@ from pyvmm.kvm.exits import Exit, Shutdown
 from pyvmm.memory import GuestMemory
 
 RAM = 2 << 20
+PIC_MEMBERS = (
+    "last_irr", "irr", "imr", "isr", "priority_add", "irq_base", "read_reg_select", "poll", "special_mask",
+    "init_state", "auto_eoi", "rotate_on_auto_eoi", "special_fully_nested_mode", "init4", "elcr",
+)  # fmt: skip
+CHANNEL_MEMBERS = (
+    "latched_count", "count_latched", "status_latched", "status", "read_state", "write_state", "write_latch", "rw_mode",
+    "bcd", "gate", "count_load_time",
+)  # fmt: skip
 TABLES, GDT, STACK, CODE = 0x1000, 0x500, 0x7C00, 0x100000
+
+
+class FakeChips:
+    """KVM's chips as they are made, the way a VmFd gives them out; those in `broken` ("irqchip", "pit2") fail."""
+
+    def __init__(self) -> None:
+        self.broken: dict[str, int] = {}
+        pic = dict.fromkeys(PIC_MEMBERS, 0)
+        self.pics = [SimpleNamespace(**pic), SimpleNamespace(**pic)]
+        self.ioapic = SimpleNamespace(base_address=0xFEC00000, ioregsel=0, id=0, irr=0, redirtbl=[1 << 16] * 24)
+        channel = dict.fromkeys(CHANNEL_MEMBERS, 0) | {"mode": 0xFF, "count": 0x10000}
+        self.pit = SimpleNamespace(channels=[SimpleNamespace(**channel) for _ in range(3)], flags=0)
+
+    def _check(self, what: str) -> None:
+        if what in self.broken:
+            raise KvmError(f"KVM_GET_{what.upper()}", self.broken[what])
+
+    def get_irqchip(self, chip: int) -> SimpleNamespace:
+        self._check("irqchip")
+        return SimpleNamespace(chip=SimpleNamespace(pic=self.pics[chip % 2], ioapic=self.ioapic))
+
+    def get_pit2(self) -> SimpleNamespace:
+        self._check("pit2")
+        return self.pit
 
 
 class FakeVcpu:
@@ -31,6 +63,9 @@ class FakeVcpu:
         self.mp_state = 0
         self.exception: tuple[int, int | None] | None = None
         self.msrs: dict[int, int] = {}
+        self.apic_base = 0xFEE00900
+        self.apic = bytearray(1024)
+        self.vm = FakeChips()
 
     def _check(self, what: str) -> None:
         if what in self.broken:
@@ -49,7 +84,7 @@ class FakeVcpu:
             idt=SimpleNamespace(base=state.idt_base, limit=state.idt_limit),
             cr2=self.cr2,
             cr8=0,
-            apic_base=0xFEE00900,
+            apic_base=self.apic_base,
         )
 
     def get_vcpu_events(self) -> SimpleNamespace:
@@ -81,6 +116,10 @@ class FakeVcpu:
         self._check("fpu")
         rows = [[row] * 16 for row in range(16)]
         return SimpleNamespace(fcw=0x37F, fsw=0, ftwx=0, fpr=rows, xmm=rows)
+
+    def get_lapic(self) -> SimpleNamespace:
+        self._check("lapic")
+        return SimpleNamespace(regs=self.apic)
 
     def get_xsave(self) -> SimpleNamespace:
         self._check("xsave")

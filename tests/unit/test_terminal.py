@@ -63,7 +63,7 @@ def test_keys_are_named_as_people_call_them():
         (b"a\x01\x01b", b"a\x01b", ""),
         (b"\x01h\x01H\x01?", b"", "hhh"),
         (b"\x01s\x01S", b"", "ss"),
-        (b"\x01r\x01P\x01m\x01T\x01d", b"", "rpmtd"),
+        (b"\x01r\x01P\x01m\x01T\x01d\x01I\x01l", b"", "rpmtdil"),
         (b"\x01z", b"\x01z", ""),
         (b"\x01\r", b"\x01\r", ""),
         (b"a\x01xb", b"ab", "q"),

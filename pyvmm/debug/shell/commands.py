@@ -24,7 +24,7 @@ until(what)         on to this exit, and by go() to the next such: {EXPECTED[0]}
                     {EXPECTED[1]};
                     or a function (vcpu, exit) -> bool, called on the vCPU's thread
 registers(all=False), walk(addr), dis(addr, n), dump(addr, n, physical=False)
-memory(), tables(), devices(), queues(), exits()
+memory(), tables(), devices(), queues(), irqchip(), lapic(n), pit(), exits()
                     what is where; addr is a number, a register or a symbol: 0x1000, "rsp+16"
 quit()              end the run
 Ctrl-D              let the guest go on; the prompt comes back at the next such exit, or with Ctrl-A S
@@ -70,7 +70,7 @@ class Commands:
             name: getattr(self, name)
             for name in (
                 *("step", "go", "until", "registers", "walk", "dis", "dump", "memory", "tables", "devices", "queues"),
-                *("exits", "help", "quit"),
+                *("irqchip", "lapic", "pit", "exits", "help", "quit"),
             )
         }
         self.namespace: dict[str, Any] = {"__name__": "__pyvmm__", "__builtins__": __builtins__, **functions}
@@ -147,6 +147,18 @@ class Commands:
     def queues(self) -> None:
         """Virtqueues."""
         self._show("queues")
+
+    def irqchip(self) -> None:
+        """The PICs and the I/O APIC."""
+        self._show("irqchip")
+
+    def lapic(self, n: int | None = None) -> None:
+        """The local APIC of this vCPU, or of vCPU `n`."""
+        self._show("lapic", *([] if n is None else [str(n)]))
+
+    def pit(self) -> None:
+        """The PIT's channels."""
+        self._show("pit")
 
     def exits(self) -> None:
         """The last exits."""

@@ -13,7 +13,10 @@ from pyvmm.debug.views.command import USAGE, VIEWS, locate, look, look_data
 from pyvmm.debug.views.contents import disassembly, disassembly_data, hexdump, hexdump_data
 from pyvmm.debug.views.devices import devices, devices_data
 from pyvmm.debug.views.exits import exits, exits_data
+from pyvmm.debug.views.irqchip import irqchip, irqchip_data
+from pyvmm.debug.views.lapic import lapic, lapic_data
 from pyvmm.debug.views.memorymap import memory_map, memory_map_data
+from pyvmm.debug.views.pit import pit, pit_data
 from pyvmm.debug.views.queues import queues, queues_data
 from pyvmm.debug.views.registers import registers, registers_data
 from pyvmm.debug.views.tables import descriptor_tables, descriptor_tables_data
@@ -32,6 +35,10 @@ __all__ = [
     "exits_data",
     "hexdump",
     "hexdump_data",
+    "irqchip",
+    "irqchip_data",
+    "lapic",
+    "lapic_data",
     "locate",
     "look",
     "look_data",
@@ -39,6 +46,8 @@ __all__ = [
     "memory_map_data",
     "page_walk",
     "page_walk_data",
+    "pit",
+    "pit_data",
     "queues",
     "queues_data",
     "registers",

@@ -9,7 +9,10 @@ from __future__ import annotations
 from pyvmm.debug.views.contents import DUMP, INSTRUCTIONS, disassembly, disassembly_data, hexdump, hexdump_data
 from pyvmm.debug.views.devices import devices, devices_data
 from pyvmm.debug.views.exits import exits, exits_data
+from pyvmm.debug.views.irqchip import irqchip, irqchip_data
+from pyvmm.debug.views.lapic import lapic, lapic_data
 from pyvmm.debug.views.memorymap import memory_map, memory_map_data
+from pyvmm.debug.views.pit import pit, pit_data
 from pyvmm.debug.views.queues import queues, queues_data
 from pyvmm.debug.views.registers import registers, registers_data
 from pyvmm.debug.views.subject import state_of, vcpu_of
@@ -47,13 +50,16 @@ VIEWS = {
     "tables": View("", "GDT, LDT and IDT, entry by entry"),
     "devices": View("", "registers of the devices, and virtio features, by name"),
     "queues": View("", "virtqueues: indices, what waits and what is in flight"),
+    "irqchip": View("", "the PICs and the I/O APIC: what is masked, requested, in service, and each pin's entry"),
+    "lapic": View("[N]", "the local APIC of vCPU N (default: the one looked at)", 0, 1),
+    "pit": View("", "the PIT's channels: mode, count, access, gate"),
     "exits": View("", "the last exits of each vCPU, and counts"),
     "dump": View("ADDR [LEN]", f"LEN bytes (default {DUMP}) in hexadecimal", 1, 2),
     "disasm": View("[ADDR] [N]", f"N instructions (default {INSTRUCTIONS}) from ADDR (default rip) on", 0, 2),
-    "all": View("", "registers, paging, disasm, tables, memory, devices, queues and exits"),
+    "all": View("", "all but dump"),
 }
 USAGE = "\n".join(f"{name + ' ' + view.usage:<20}{view.help}" for name, view in VIEWS.items())
-IN_ALL = ("registers", "paging", "disasm", "tables", "memory", "devices", "queues", "exits")
+IN_ALL = ("registers", "paging", "disasm", "tables", "memory", "devices", "queues", "irqchip", "lapic", "pit", "exits")
 
 
 def look(vm: Subject, words: Sequence[str], *, vcpu: int = 0, physical: bool = False) -> list[str]:
@@ -112,6 +118,8 @@ def _show(vm: Subject, name: str, words: Sequence[str], vcpu: int, physical: boo
         return show(vm, *_range(vm, words, vcpu, DUMP), vcpu=vcpu, physical=physical)
     if name == "disasm":
         return show(vm, *_range(vm, words, vcpu, INSTRUCTIONS), vcpu=vcpu)
+    if name == "lapic":
+        return show(vm, number(words[0]) if words else vcpu)
     return show(vm, vcpu) if name == "tables" else show(vm)
 
 
@@ -122,6 +130,9 @@ FORMS = {
     "tables": (descriptor_tables, descriptor_tables_data),
     "devices": (devices, devices_data),
     "queues": (queues, queues_data),
+    "irqchip": (irqchip, irqchip_data),
+    "lapic": (lapic, lapic_data),
+    "pit": (pit, pit_data),
     "exits": (exits, exits_data),
     "dump": (hexdump, hexdump_data),
     "disasm": (disassembly, disassembly_data),

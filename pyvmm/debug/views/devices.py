@@ -1,11 +1,12 @@
 """Every device on the buses: where it is, its registers by name, and bit by bit.
 
-Imports the bus, virtio's transports, the names of features and of configuration fields.
+Imports render, the bus, virtio's transports, the names of features and of configuration fields.
 """
 
 from __future__ import annotations
 
 from pyvmm.bus import Later
+from pyvmm.debug import render
 from pyvmm.virtio.featurenames import feature_names
 from pyvmm.virtio.lint.config import FIELDS
 from pyvmm.virtio.transport import Transport
@@ -64,14 +65,7 @@ def _data(found: Found) -> dict[str, Any]:
         "places": [{"base": hex(base), "length": length} for base, length in found.places],
         "used": found.made,
         "registers": [
-            {
-                "name": register.name,
-                "value": hex(value),
-                "fields": [text for field in register.fields if (text := field.describe(value))],
-                "spec": register.spec,
-            }
-            for model in found.models
-            for register, value in _registers(model)
+            render.register_dict(register, value) for model in found.models for register, value in _registers(model)
         ],
     }
     for model in found.models:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from errno import EINVAL, ENXIO
+
 from pyvmm.debug.state import VcpuState, capture
-from pyvmm.errors import PyvmmError, UsageError
+from pyvmm.errors import KvmError, PyvmmError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any, Protocol
+    from collections.abc import Callable, Sequence
+    from typing import Any, Protocol, TypeVar
 
     from pyvmm.config import VmConfig
     from pyvmm.memory import GuestMemory
+
+    T = TypeVar("T")
 
     class Subject(Protocol):
         """`pyvmm.vm.VM`, or what looks like one."""
@@ -37,6 +41,10 @@ if TYPE_CHECKING:
         def address_of(self, symbol: str) -> int | None: ...
 
 
+ABSENT = (ENXIO, EINVAL)
+"""What KVM says where a VM was made without the chip (KVM API, 4.26, 4.72; 4.57)."""
+
+
 def vcpu_of(vm: Subject, vcpu: int) -> Any:
     """vCPU number `vcpu`. Raises UsageError where there is none."""
     if not 0 <= vcpu < len(vm.vcpus):
@@ -56,6 +64,16 @@ def whole_state_of(vm: Subject, vcpu: int) -> VcpuState:
     if not state.whole:
         raise PyvmmError(f"vCPU {vcpu} cannot be read: {'; '.join(state.unread.values())}")
     return state
+
+
+def of_kvm(what: str, read: Callable[..., T], *args: Any) -> tuple[T | None, str]:
+    """What `read(*args)` gets of KVM's own chip, the one called `what`; or None, and why in a sentence."""
+    try:
+        return read(*args), ""
+    except KvmError as error:
+        if error.errno in ABSENT:
+            return None, f"{what}: this VM has none in KVM (KVM_CREATE_IRQCHIP and KVM_CREATE_PIT2 make them)"
+        return None, f"{what} could not be read: {error}"
 
 
 def place(vm: Subject, address: int) -> str:
