@@ -6,9 +6,9 @@ May import vm and below. Nothing of this is on the way of a plain run.
 from __future__ import annotations
 
 import os
-import stat
 
 from pyvmm.errors import PyvmmError, UsageError, VcpuStuckError
+from pyvmm.writing import place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,36 +35,36 @@ class ReportFile:
     def __init__(self, path: str) -> None:
         """Raises UsageError, which names what is wrong with `path`."""
         self.path = path
+        if os.path.isdir(path):
+            raise UsageError(f"--report: {path} is a directory")
         try:
-            kind = os.stat(path).st_mode
-        except FileNotFoundError:
-            kind = 0
+            self._place, self._replace = place(path)
         except OSError as error:
             raise UsageError(f"--report: cannot write {path}: {error.strerror}") from None
-        self._replace = not kind or stat.S_ISREG(kind)
-        if stat.S_ISDIR(kind):
-            raise UsageError(f"--report: {path} is a directory")
         if not self._replace:  # a device, a FIFO: it is written to, and no file made beside it
             return
-        folder = os.path.dirname(path) or "."
+        folder = os.path.dirname(self._place)
         if not os.path.isdir(folder):
             raise UsageError(f"--report: there is no directory {folder}")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"--report: cannot write in {folder}")
-        if kind:
-            os.unlink(path)
+        try:
+            if os.path.exists(self._place):
+                os.unlink(self._place)
+        except OSError as error:
+            raise UsageError(f"--report: cannot write {path}: {error.strerror}") from None
 
     def write(self, summary: dict[str, Any]) -> None:
         """Write it. Raises PyvmmError."""
         import json
 
         data = (json.dumps(summary, indent=2) + "\n").encode()
-        part = f"{self.path}.{os.getpid()}.part" if self._replace else self.path
+        part = f"{self._place}.{os.getpid()}.part" if self._replace else self._place
         try:
             with open(part, "wb") as file:
                 file.write(data)
             if self._replace:
-                os.replace(part, self.path)
+                os.replace(part, self._place)
         except OSError as error:
             if self._replace and os.path.exists(part):
                 os.unlink(part)

@@ -14,6 +14,7 @@ import time
 
 from pyvmm.errors import GuestAgentError, PyvmmError, TimeLimitError
 from pyvmm.guest.completed import Completed
+from pyvmm.writing import place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -205,8 +206,9 @@ class GuestAgent:
     def pull(self, remote: str, local: str | os.PathLike[str], timeout: float | None = 60.0) -> None:
         """Copy the guest's file `remote` to `local` here, which is there as a whole or not at all."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        target, new = place(os.fspath(local))
         handle = self.call("guest-file-open", {"path": remote, "mode": "r"}, timeout=_left(deadline))
-        part = f"{os.fspath(local)}.{os.getpid()}.part"
+        part = f"{target}.{os.getpid()}.part" if new else target
         try:
             with open(part, "wb") as file:
                 while True:
@@ -216,10 +218,11 @@ class GuestAgent:
                     file.write(data)
                     if not data:
                         break
-            os.replace(part, local)
+            if new:
+                os.replace(part, target)
         finally:
             self.call("guest-file-close", {"handle": handle})
-            if os.path.exists(part):
+            if new and os.path.exists(part):
                 os.unlink(part)
 
     def set_time(self, nanoseconds: int | None = None, timeout: float | None = 30.0) -> None:

@@ -1,6 +1,7 @@
 """From one form of a trace to another, a file at a time.
 
-Imports reader and writer. What is written appears under its name when it is whole: a reader never meets half of it.
+Imports reader, writer and where files go. What is written appears under its name when it is whole: a reader never
+meets half of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from pyvmm.errors import BackendError, PyvmmError, UsageError
 from pyvmm.trace.reader import JSON_LINES, SPOOL, TRACE_EVENTS, read
 from pyvmm.trace.writer import write_events, write_lines
+from pyvmm.writing import place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,20 +54,22 @@ def write(path: str, form: str, records: Iterable[Record]) -> None:
 def whole(path: str, fill: Callable[[TextIO], object]) -> None:
     """Have `fill` write the text of the file `path`, which appears, or is replaced, when all of it is there.
 
-    What is there and no file, a pipe or a terminal, is written to as it is. Raises UsageError for a directory,
-    BackendError where the host cannot, LoadError where `fill` does; then there is nothing new.
+    What is there and no file, a pipe, a terminal or standard output, is written to as it is. Raises UsageError for a
+    directory, BackendError where the host cannot, LoadError where `fill` does; then there is nothing new.
     """
     if os.path.isdir(path):
         raise UsageError(f"{path} is a directory (expected the file to write)")
-    plain = os.path.isfile(path) or not os.path.exists(path)
-    part = f"{path}.{os.getpid()}.part" if plain else path
+    part = ""
     try:
-        with open(part, "x" if plain else "w", encoding="utf-8") as file:
+        target, new = place(path)
+        if new:
+            part = f"{target}.{os.getpid()}.part"
+        with open(part or target, "x" if new else "w", encoding="utf-8") as file:
             fill(file)
-        if plain:
-            os.replace(part, path)
+        if new:
+            os.replace(part, target)
     except BaseException as error:
-        if plain:
+        if part:
             try:
                 os.unlink(part)
             except OSError:

@@ -1,7 +1,7 @@
 """Where two traces part: their device accesses side by side, and how often each register was used in both.
 
-Imports reader. Two runs of a guest never take the same time, so records are compared by what the guest did and what it
-got: vCPU by vCPU, access by access, without time, RIP or who dealt with it.
+Imports reader, fields and errors. Two runs of a guest never take the same time, so records are compared by what the
+guest did and what it got: vCPU by vCPU, access by access, without time, RIP or who dealt with it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from itertools import zip_longest
 
+from pyvmm.errors import UsageError
+from pyvmm.trace.fields import direction, number, text
 from pyvmm.trace.reader import read
 
 TYPE_CHECKING = False
@@ -39,16 +41,21 @@ class Difference:
 
 
 def compare(first: str, second: str, *, device: str = "") -> Difference:
-    """Compare the accesses in the traces of these two files, those of `device` if one is named. Raises LoadError."""
+    """Compare the accesses in the traces of these two files, those of `device` if one is named.
+
+    Raises LoadError, UsageError for a device that neither trace has an exit of.
+    """
     found = Difference()
     paths = first, second
-    vcpus = sorted({record["vcpu"] for path in paths for record in _accesses(path, device)})
+    counts = [_counts(path, device) for path in paths]
+    if device and not any(counts):
+        raise UsageError(f"neither {first} nor {second} has an access of a device {device!r}")
+    vcpus = sorted({number(record, "vcpu") for path in paths for record in _accesses(path, device)})
     for vcpu in vcpus:
         lines = _parting(*(_accesses(path, device, vcpu) for path in paths))
         if lines:
             found.different = True
             found.parts += [f"vCPU {vcpu}: the accesses differ from number {lines[0]} on"] + lines[1:]
-    counts = [_counts(path, device) for path in paths]
     changed = [key for key in counts[0].keys() | counts[1].keys() if counts[0][key] != counts[1][key]]
     changed.sort(key=lambda key: (-abs(counts[0][key] - counts[1][key]), key))
     if changed:
@@ -64,7 +71,7 @@ def compare(first: str, second: str, *, device: str = "") -> Difference:
 
 def _accesses(path: str, device: str, vcpu: int | None = None) -> Iterator[Record]:
     for record in read(path).records():
-        if record["kind"] != "exit" or "at" not in record or vcpu not in (None, record["vcpu"]):
+        if record["kind"] != "exit" or "at" not in record or vcpu not in (None, number(record, "vcpu")):
             continue
         if not device or record.get("device") == device:
             yield record
@@ -81,33 +88,34 @@ def _counts(path: str, device: str) -> Counter[str]:
 def label(record: Record) -> str:
     """What an exit is counted under: "IO serial LSR read", "MMIO 0xd0000000 write", "HLT"."""
     if "at" not in record:
-        return str(record["reason"])
-    what = f"{record.get('device', '')} {record.get('register') or hex(record['at'])}".strip()
-    return f"{record['reason']} {what} {'write' if record['write'] else 'read'}"
+        return text(record, "reason")
+    what = f"{text(record, 'device')} {text(record, 'register') or hex(number(record, 'at'))}".strip()
+    return f"{text(record, 'reason')} {what} {direction(record)}"
 
 
 def key(record: Record) -> tuple[Any, ...]:
     """What two accesses must have in common to be the same."""
-    return tuple(record[name] for name in ("space", "at", "size", "count", "write", "data"))
+    return tuple(record.get(name) for name in ("space", "at", "size", "count", "write", "data"))
 
 
 def show(record: Record) -> str:
     """An access in a line."""
-    times = f" x{record['count']}" if record["count"] > 1 else ""
-    verb = "writes" if record["write"] else "reads"
-    where = f"{record['space']} {record['at']:#x} size {record['size']}{times}"
-    words = record.get("words") or record["data"]
-    return f"{record['t'] / 1e6:12.3f} ms  {verb} {where:<24} {record.get('device', '')} {words}".rstrip()
+    count = number(record, "count")
+    times = f" x{count}" if count > 1 else ""
+    where = f"{text(record, 'space')} {number(record, 'at'):#x} size {number(record, 'size')}{times}"
+    words = text(record, "words") or text(record, "data")
+    at = number(record, "t") / 1e6
+    return f"{at:12.3f} ms  {direction(record)}s {where:<24} {text(record, 'device')} {words}".rstrip()
 
 
 def _parting(first: Iterator[Record], second: Iterator[Record]) -> list[Any]:
     """The number of the first access that differs, from 1, then lines that show it; nothing where none does."""
     before: deque[Record] = deque(maxlen=CONTEXT)
-    for number, (one, other) in enumerate(zip_longest(first, second), 1):
+    for at, (one, other) in enumerate(zip_longest(first, second), 1):
         if one is not None and other is not None and key(one) == key(other):
             before.append(one)
             continue
-        lines: list[Any] = [number, *(f"   {show(record)}" for record in before)]
+        lines: list[Any] = [at, *(f"   {show(record)}" for record in before)]
         for sign, begin, rest in (("-", one, first), ("+", other, second)):
             after = [begin] if begin is not None else []
             after += [record for record, _ in zip(rest, range(CONTEXT - 1), strict=False)]

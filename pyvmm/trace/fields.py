@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     Record = Mapping[str, Any]
 
+SENSELESS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What fields that make no sense lead to."""
 LARGEST = 1 << 63
 LONGEST = 200
 """Characters that any text of a record is cut to."""

@@ -4,8 +4,9 @@
     print(trace.header["kernel"])
     for record in trace.records(): ...
 
-Imports spool, decode and errors. The file's content says which form it has, not its name: JSON lines, the trace-event
-form, or what was recorded, complete or by a process that was killed. Records come one at a time, in the order of time.
+Imports spool, decode, fields and errors. The file's content says which form it has, not its name: JSON lines, the
+trace-event form, or what was recorded, complete or by a process that was killed. Records come one at a time, in the
+order of time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 from pyvmm.errors import LoadError
 from pyvmm.trace import spool
 from pyvmm.trace.decode import Decoder
+from pyvmm.trace.fields import SENSELESS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def read(path: str | os.PathLike[str]) -> Trace:
     """The trace in the file `path`. Raises LoadError for what is none."""
     path = os.fspath(path)
     with _open(path) as file:
-        form = _form(file)
+        form = _form(file, path)
         header = next(_records(file, path, form), None)
     if header is None or header.get("kind") != "trace":
         raise LoadError(path, "is no trace", expected="a file that pyvmm run --trace has written")
@@ -72,30 +74,38 @@ def _open(path: str) -> BinaryIO:
         raise LoadError(path, f"cannot be read: {error.strerror}") from None
 
 
-def _form(file: BinaryIO) -> str:
+def _form(file: BinaryIO, path: str) -> str:
     if spool.is_spool(file):
         return SPOOL
     head = file.read(64).lstrip()
     file.seek(0)
+    if head.startswith(spool.FAMILY):
+        raise LoadError(path, "was recorded by another version of pyvmm", expected=f"{spool.MAGIC.decode()} first")
     return TRACE_EVENTS if head.startswith((b"[", b'{"traceEvents"', b'{"displayTimeUnit"')) else JSON_LINES
 
 
 def _records(file: BinaryIO, path: str, form: str) -> Iterator[Record]:
     if form == SPOOL:
-        return explained(spool.records(file, path))
+        return explained(spool.records(file, path), path)
     return _lines(file, path, form == TRACE_EVENTS)
 
 
-def explained(records: Iterator[Record]) -> Iterator[Record]:
-    """`records` as they were recorded, the header among them, with the words for each access."""
+def explained(records: Iterator[Record], path: str) -> Iterator[Record]:
+    """`records` as they were recorded in the file `path`, the header among them, with the words for each access."""
     decoder = Decoder()
     for record in records:
-        if record["kind"] == "exit":
-            decoder.explain(record)
-        elif record["kind"] == "trace":
-            decoder.place(record.get("devices", ()))
-        elif record["kind"] == "device":
-            decoder.move(record)
+        kind = record["kind"]
+        try:
+            if kind == "exit":
+                decoder.explain(record)
+            elif kind == "trace":
+                decoder.place(record.get("devices", ()))
+            elif kind == "device":
+                decoder.move(record)
+        except SENSELESS as error:
+            raise LoadError(
+                path, f"has a record of the kind {kind!r} that makes no sense", expected="a trace"
+            ) from error
         yield record
 
 

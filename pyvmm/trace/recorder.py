@@ -206,7 +206,7 @@ class Tracer:
             counters.close()
         try:
             if not self._header:
-                os.unlink(self.path)  # it came to nothing
+                self._recording.remove()  # it came to nothing
             elif form_of(self.path) != SPOOL:
                 self._convert()
         except (PyvmmError, OSError) as error:

@@ -1,7 +1,7 @@
 """The file that a run records its trace in: pieces of it for the vCPUs, and the records of everything else.
 
-Imports spool and errors. Disk space is allocated before it is mapped, since the kernel kills a process that writes to
-mapped memory for which the disk has no room. What there is no room for is counted. Any thread.
+Imports spool, errors and where files go. Disk space is allocated before it is mapped, since the kernel kills a process
+that writes to mapped memory for which the disk has no room. What there is no room for is counted. Any thread.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import errno
 import json
 import mmap
 import os
-import stat
 import time
 from functools import partial
 from threading import Lock
 
 from pyvmm.errors import BackendError, UsageError
 from pyvmm.trace import spool
+from pyvmm.writing import place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Recording:
         self._events: mmap.mmap | None = None
         self._at = 0
         self._lost = 0
-        self._fd = _create(path)
+        self._fd, self._place = _create(path)
 
     # --- Room -----------------------------------------------------------------------------------------------------
 
@@ -154,22 +154,31 @@ class Recording:
         """Where the file can be read, whatever has taken its name meanwhile; until `close()`."""
         return f"/proc/self/fd/{self._fd}"
 
+    def remove(self) -> None:
+        """Have the file gone, where its name still leads to it. Raises OSError."""
+        if os.path.samestat(os.stat(self._place), os.fstat(self._fd)):
+            os.unlink(self._place)
+
     def close(self) -> None:
         """After `stop()`."""
         os.close(self._fd)
 
 
-def _create(path: str) -> int:
-    """A new file in the place of what may be there, which another process may still write to."""
-    part = f"{path}.{os.getpid()}.part"
+def _create(path: str) -> tuple[int, str]:
+    """A new file in the place of what may be there, which another process may still write to; and that place."""
+    part = ""
     try:
-        if os.path.lexists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        target, new = place(path)
+        if not new:
             raise UsageError(f"{path}: a trace cannot be written there (expected the name of an ordinary file)")
+        part = f"{target}.{os.getpid()}.part"
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        os.rename(part, path)
+        os.rename(part, target)
     except OSError as error:
+        if part and os.path.exists(part):
+            os.unlink(part)
         raise BackendError(f"{path} cannot be written: {error.strerror}") from None
-    return fd
+    return fd, target
 
 
 def _reserve(fd: int, at: int, length: int) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Record = dict[str, Any]
 
 MAGIC = b"PYVMMTR1"
+FAMILY = MAGIC[:-1]
+"""What it begins with in every version."""
 CHUNK = Struct("<8sIIQ40x")
 """The head of a chunk: MAGIC, its length in bytes with this head, its stream, and how many records were lost since."""
 LOST_AT, LOST = 16, Struct("<Q")
@@ -125,11 +127,12 @@ def _record(stream: int, fields: tuple[int, ...], behind: bytes, names: dict[int
     t -= began
     if kind == TEXT:
         try:
-            found: Record = json.loads(behind)
-        except ValueError:
+            found = json.loads(behind)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
             found = {"kind": "damaged"}
-        found["t"] = t
-        return found
+        return found | {"t": t}
     if kind == QUEUE:
         event = QUEUE_EVENTS[flags & 3]
         record = {"kind": "queue", "t": t, "device": names.get(run, "?"), "queue": address, "event": event}

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pyvmm.errors import STATUS_NOT_LOADABLE, STATUS_USAGE, STATUS_VMM_ERROR
+from pyvmm.trace import spool
 from tests.support.cli import pyvmm
 from tests.support.madetraces import HEADER, boot, write
 
@@ -117,3 +118,62 @@ def test_without_a_terminal_the_browser_says_what_to_do(tmp_path):
     done = pyvmm("trace", "view", write(tmp_path / "t.jsonl", boot(3)))
     assert done.returncode == STATUS_USAGE and done.stderr.count(b"\n") == 1
     assert b"needs a terminal; --print" in done.stderr
+
+
+ODD = {
+    "an exit that says nothing": {"kind": "exit"},
+    "fields of other kinds": {"kind": "exit", "t": "x", "vcpu": "y", "reason": [1], "at": {}, "data": "zz"},
+    "numbers beyond all": {"kind": "exit", "t": 1e300, "vcpu": 1e308, "reason": "IO", "at": 1e30, "size": -1},
+    "a device of no kind": {"kind": "exit", "device": ["serial"], "at": 1, "t": 1, "vcpu": 0, "reason": "IO"},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    "words", [["diff"], ["replay"], ["replay", "--device", "serial"], ["summary"], ["explain"]], ids=" ".join
+)
+def test_a_record_that_makes_no_sense_is_no_fault_of_pyvmm(words, name, tmp_path):
+    good, odd = write(tmp_path / "good.jsonl", boot(3)), write(tmp_path / "odd.jsonl", [ODD[name]])
+    done = pyvmm("trace", *words, odd, *([good] if words == ["diff"] else []))
+    assert done.returncode in (0, 1, STATUS_USAGE, STATUS_NOT_LOADABLE) and b"internal error" not in done.stderr
+    assert done.stderr.count(b"\n") <= 1
+
+
+def test_the_comparison_cannot_steer_a_terminal(tmp_path):
+    odd = {"kind": "exit", "t": 1, "vcpu": 0, "reason": "IO", "space": "pio", "at": 1, "size": 1, "count": 1}
+    path = write(tmp_path / "odd.jsonl", [{**odd, "write": True, "data": "00", "words": "\x1b[2J", "device": "a\nb"}])
+    done = pyvmm("trace", "diff", path, write(tmp_path / "good.jsonl", []))
+    assert done.returncode == 1 and b"\x1b" not in done.stdout and b"\\x1b[2J" in done.stdout
+
+
+def test_a_device_that_neither_trace_knows_is_no_comparison(tmp_path):
+    path = write(tmp_path / "a.jsonl", boot(3))
+    done = pyvmm("trace", "diff", path, path, "--device", "seriel")
+    assert done.returncode == STATUS_USAGE and b"has an access of a device 'seriel'" in done.stderr
+
+
+def test_a_recording_of_another_version_is_called_so(tmp_path):
+    path = tmp_path / "old.trace"
+    path.write_bytes(b"PYVMMTR0" + bytes(4096))
+    done = pyvmm("trace", "summary", path)
+    assert done.returncode == STATUS_NOT_LOADABLE and b"was recorded by another version of pyvmm" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"kind": "device"}', b'{"kind": "device", "space": "pio", "base": 1}', b"[]", b"{}", b"[" * 9999]
+)
+def test_a_recording_whose_text_makes_no_sense_is_told_in_a_line(text, tmp_path):
+    chunks = bytearray()
+    for data in (json.dumps(HEADER).encode(), text):
+        chunks += spool.RECORD.pack(spool.TEXT, 0, 0, 0, len(data), 1, 0, 0, 0, 0, 0, 0)
+        chunks += data.ljust(spool.trailing(len(data)), b"\0")
+    length = spool.CHUNK.size + len(chunks) + spool.SIZE
+    head = spool.CHUNK.pack(spool.MAGIC, length, spool.EVENTS, 0)
+    path = tmp_path / "odd.trace"
+    path.write_bytes(head + chunks + bytes(spool.SIZE))
+    done = pyvmm("trace", "view", "--print", path)
+    assert b"internal error" not in done.stderr
+    if b"device" in text:
+        assert done.returncode == STATUS_NOT_LOADABLE and b"'device' that makes no sense" in done.stderr
+    else:
+        assert done.returncode == 0 and b"damaged" in done.stdout

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from pyvmm.errors import UsageError
+from pyvmm.errors import LoadError, UsageError
 from pyvmm.trace.devices.recorded import Recorded, changes
 from pyvmm.trace.devices.replay import replay
 from pyvmm.trace.reader import read
@@ -152,6 +152,36 @@ def test_what_cannot_be_played_is_told(port92, tmp_path):
     lost.write_text(run.read_text() + '{"kind":"lost","t":9999999999,"count":3}\n')
     with pytest.raises(UsageError, match="3 records were lost"):
         replay(lost, "serial")
+
+
+def test_a_recording_that_makes_no_sense_is_told_in_a_line(port92):
+    text = port92.read_text()
+    for old, new, said in (
+        ('"mem":0', '"mem":"much"', "has a header that cannot be played"),
+        ('"mem":0', f'"mem":{1 << 50}', "has a header that cannot be played"),
+        ('"options":{', '"options":[],"x":{', "has a header that cannot be played"),
+        ('"size":1', '"size":0', "whose 'size' cannot be played"),
+        ('"data":"02"', '"data":"2"', "whose 'data' cannot be played"),
+        ('"at":0', '"at":null', "whose 'at' cannot be played"),
+        ('{"kind":"exit"', '{"kind":', "is no JSON"),
+    ):
+        assert old in text, old
+        port92.write_text(text.replace(old, new))
+        with pytest.raises(LoadError, match=said):
+            replay(port92)
+
+
+def test_a_run_that_makes_no_sense_is_told_in_a_line(tmp_path):
+    good = access(1, 5, 0x60, False)
+    for record, said in (
+        ({"kind": "exit", "device": "serial"}, "'t' cannot be played"),
+        (good | {"vcpu": "0"}, "'vcpu' cannot be played"),
+        (good | {"data": "6"}, "'data' cannot be played"),
+        (said_of := {"kind": "outside", "device": "serial", "t": 1}, "'name' cannot be played"),
+        (said_of | {"name": "output", "data": 5}, "'data' cannot be played"),
+    ):
+        with pytest.raises(LoadError, match=said):
+            replay(run_of(tmp_path, record), "serial")
 
 
 def run_of(tmp_path: Path, *records: dict[str, object]) -> Path:

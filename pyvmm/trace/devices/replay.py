@@ -3,19 +3,22 @@
     result = replay("block.jsonl")
     assert result.same, result
 
-Imports reader, models, outside and memory. Everything that came to the device from elsewhere comes from the recording;
-what it answers, tells its back-end, raises and writes to memory must be what it was. The first difference ends it.
+Imports reader, fields, models, outside, sound and memory. Everything that came to the device from elsewhere comes
+from the recording; what it answers, tells its back-end, raises and writes to memory must be what it was. The first
+difference ends it.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from pyvmm.errors import UsageError
+from pyvmm.errors import LoadError, UsageError
 from pyvmm.memory import GuestMemory
+from pyvmm.trace.devices import sound
 from pyvmm.trace.devices.models import MODELS, make
 from pyvmm.trace.devices.outside import Parted, Player, words
 from pyvmm.trace.devices.recorded import DEVICE, changes
+from pyvmm.trace.fields import text
 from pyvmm.trace.reader import Trace, read
 
 TYPE_CHECKING = False
@@ -63,8 +66,8 @@ def describe(record: Record) -> str:
         return f"where the host calls {words(record)}"
     verb = "a write" if record["write"] else "a read"
     data = f" of 0x{bytes.fromhex(record['data'])[::-1].hex()}" if record["write"] else ""
-    means = f" ({record['words']})" if "words" in record else ""
-    return f"{verb}{data} at {record['device']} {record['at']:#x}, {record['size']} bytes{means}"
+    means = f" ({text(record, 'words')})" if "words" in record else ""
+    return f"{verb}{data} at {text(record, 'device')} {record['at']:#x}, {record['size']} bytes{means}"
 
 
 def replay(
@@ -81,6 +84,7 @@ def replay(
         from pyvmm.trace.devices.runs import replay_run
 
         return replay_run(trace, device, load=load)
+    sound.header(trace)
     if recording["model"] not in MODELS:
         raise UsageError(f"{trace.path}: there is no device model {recording['model']!r}")
     return _Play(trace, recording, load).run()
@@ -93,6 +97,7 @@ class _Play:
         self._model = recording["model"]
         self._options = recording["options"]
         self._load = load
+        self._trace = trace
         self._records: Iterator[Record] = trace.records()
         self._ahead: list[Record] = []
         length = trace.header["mem"]
@@ -106,6 +111,8 @@ class _Play:
             found = next(self._records, None)
             if found is None:
                 return None
+            if found["kind"] != "outside":
+                sound.record(self._trace, found)
             self._ahead.append({key: value for key, value in found.items() if key != "t"})
         return self._ahead[0]
 
@@ -125,6 +132,8 @@ class _Play:
                 self._step(record, rig.devices, player)
         except Parted as parted:
             return Result(self._model, self._accesses, self._at, parted.expected, parted.got)
+        except LoadError:
+            raise
         except Exception as error:  # out of the model: of that a recording has none
             return Result(self._model, self._accesses, self._at, "no exception", f"{type(error).__name__}: {error}")
         finally:

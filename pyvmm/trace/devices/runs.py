@@ -1,9 +1,9 @@
 """A platform device's part of a whole run, done again with the device model that there is now.
 
-Imports replay's Result, models and errors. A run's trace has the device's accesses as vCPUs made them, and what passed
-between it and who it is connected to: what it said and what it asked, each in its order. Writes that were posted have
-their effect a bit later than they are in the trace. So what the device says must be what it said then, in that order;
-and at an access that a device model dealt with all must have been said that was said before it.
+Imports replay's Result, models, sound and errors. A run's trace has the device's accesses as vCPUs made them, and what
+passed between it and who it is connected to: what it said and what it asked, each in its order. Writes that were posted
+have their effect a bit later than they are in the trace. So what the device says must be what it said then, in that
+order; and at an access that a device model dealt with all must have been said that was said before it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import deque
 from importlib import import_module
 
 from pyvmm.errors import UsageError
+from pyvmm.trace.devices import sound
 from pyvmm.trace.devices.models import make
 from pyvmm.trace.devices.outside import Parted
 from pyvmm.trace.devices.replay import Result
@@ -52,8 +53,9 @@ def played(trace: Trace) -> list[str]:
     """The devices of a run that were used and can be played, in the order of their first access."""
     found: dict[str, None] = {}
     for record in trace.records():
-        if record["kind"] == "exit" and record.get("device") in PLATFORM:
-            found[record["device"]] = None
+        device = record.get("device")
+        if record["kind"] == "exit" and isinstance(device, str) and device in PLATFORM:
+            found[device] = None
     return list(found)
 
 
@@ -64,6 +66,7 @@ def replay_run(trace: Trace, device: str, *, load: Callable[[str], Any] = import
             f"{device}: its accesses alone say too little, or there is no such device (expected one of "
             f"{', '.join(PLATFORM)}; pyvmm.trace.devices.recorded records others)"
         )
+    sound.header(trace)
     if trace.header.get("restored"):
         raise UsageError(f"{trace.path}: the VM was restored, and devices did not begin with this trace")
     steps: list[Record] = []
@@ -71,8 +74,10 @@ def replay_run(trace: Trace, device: str, *, load: Callable[[str], Any] = import
     for record in trace.records():
         if record.get("device") != device or record["kind"] not in ("exit", "outside", "interrupt"):
             if record["kind"] == "lost":
+                sound.record(trace, record)
                 raise UsageError(f"{trace.path}: {record['count']} records were lost: what followed cannot be told")
             continue
+        sound.record(trace, record)
         does = record["kind"] == "exit" or record.get("name") in HOST
         (steps if does else said).append(record)
     play = _Play(trace, device, steps, said, load)

@@ -6,7 +6,7 @@ access; of a device that pyvmm does not know, or a header that makes no sense, n
 
 from __future__ import annotations
 
-from pyvmm.trace.fields import number, text
+from pyvmm.trace.fields import SENSELESS, number, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from pyvmm.trace.fields import Record
     from pyvmm.trace.naming import Names
-
-SENSELESS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a header that makes no sense leads to."""
 
 
 class Bits:
