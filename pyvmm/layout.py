@@ -99,7 +99,7 @@ IOAPIC = 0xFEC00000
 LAPIC = 0xFEE00000
 """Where KVM's in-kernel LAPIC answers after reset (SDM volume 3A, 11.4.1)."""
 KVM_IDENTITY_MAP = 0xFFFBC000
-"""One page for Intel hosts without unrestricted guest (KVM API, 4.64). Just below the TSS pages."""
+"""One page for Intel hosts without unrestricted guest (KVM API, 4.40). Just below the TSS pages."""
 KVM_TSS = 0xFFFBD000
 """Three pages for Intel hosts without unrestricted guest (KVM API, 4.35). Ends below a 256 KiB ROM at 4 GiB."""
 KVM_RESERVED_END = KVM_TSS + 3 * PAGE

@@ -33,7 +33,7 @@ _start: movl    $stack_top, %esp
         addl    $8, %edi
         loop    2b
 
-        movl    %cr4, %eax              # Intel SDM volume 3A, 9.8.5: PAE, CR3, LME, paging, far jump
+        movl    %cr4, %eax              # Intel SDM volume 3A, 10.8.5: PAE, CR3, LME, paging, far jump
         orl     $CR4_PAE, %eax
         movl    %eax, %cr4
         movl    $level4, %eax

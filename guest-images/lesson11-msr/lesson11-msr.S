@@ -1,7 +1,7 @@
 /*
  * Asks an MSR that no processor has, whatever KVM or the VMM make of it. A processor raises #GP for such a
  * one; then the handler says so. Real mode, so that exceptions take the vectors at address 0 (Intel SDM
- * volume 3A, 21.1.4).
+ * volume 3B, 21.1.4).
  */
         MSR = 0x4b564dff                # in the range that is KVM's, but not one of its own
 

@@ -37,7 +37,7 @@ TSS_LIMIT = 0x67
 FLAT_LIMIT = 0xFFFF_FFFF
 REAL_LIMIT = 0xFFFF
 REAL_IDT_LIMIT = 0x3FF
-"""256 vectors of 4 bytes (SDM volume 3A, 21.1.4)."""
+"""256 vectors of 4 bytes (SDM volume 3B, 21.1.4)."""
 
 
 class Segment:

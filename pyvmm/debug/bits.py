@@ -22,7 +22,7 @@ CR4 = {
     0: "VME", 1: "PVI", 2: "TSD", 3: "DE", 4: "PSE", 5: "PAE", 6: "MCE", 7: "PGE", 8: "PCE", 9: "OSFXSR",
     10: "OSXMMEXCPT", 11: "UMIP", 12: "LA57", 13: "VMXE", 14: "SMXE", 16: "FSGSBASE", 17: "PCIDE",
     18: "OSXSAVE", 19: "KL", 20: "SMEP", 21: "SMAP", 22: "PKE", 23: "CET", 24: "PKS",
-    25: "UINTR", 28: "LAM_SUP", 32: "FRED",
+    25: "UINTR", 27: "LASS", 28: "LAM_SUP", 32: "FRED",
 }  # fmt: skip
 EFER = {0: "SCE", 8: "LME", 10: "LMA", 11: "NXE", 12: "SVME", 13: "LMSLE", 14: "FFXSR", 15: "TCE"}
 APIC_BASE = {8: "BSP", 10: "x2APIC", 11: "enabled"}
@@ -59,7 +59,7 @@ _SYSTEM = {
 
 
 def names(value: int, table: dict[int, str], unnamed: int = 0) -> str:
-    """The names of the bits set in `value`, lowest first; a bit without one is "bit 27".
+    """The names of the bits set in `value`, lowest first; a bit without one is "bit 26".
 
     Bits of the mask `unnamed` are left out.
     """

@@ -1,7 +1,7 @@
 """The descriptor tables as the processor would have used them.
 
 Imports evidence and bits. Follows the Intel SDM volume 3A: 6.10 to 6.12 (IDT and gates), 6.14 (64-bit mode), 3.4.5
-(segment descriptors), 21.1.4 (real mode's vector table).
+(segment descriptors); volume 3B: 21.1.4 (real mode's vector table).
 """
 
 from __future__ import annotations

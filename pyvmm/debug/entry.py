@@ -14,6 +14,8 @@ from pyvmm.cpubits import (
     CR0_NW,
     CR0_PE,
     CR0_PG,
+    CR3_LAM,
+    CR4_LA57,
     CR4_PAE,
     CR4_PCIDE,
     EFER_LMA,
@@ -42,7 +44,7 @@ def _control(state: VcpuState) -> list[str]:
         (efer & EFER_LMA and not cr0 & CR0_PG, "EFER.LMA is set without CR0.PG"),
         (bool(efer & EFER_LMA) != bool(efer & EFER_LME and cr0 & CR0_PG), "EFER.LMA is not LME and CR0.PG"),
         (cr4 & CR4_PCIDE and not efer & EFER_LMA, "CR4.PCIDE is set outside IA-32e mode"),
-        (state.reg("cr3") >> 52, "CR3 has bits set above 51"),
+        ((state.reg("cr3") & ~CR3_LAM) >> 52, "CR3 has bits set above 51"),
     )
     return [text for broken, text in rules if broken]
 
@@ -96,10 +98,11 @@ def _system_segments(state: VcpuState) -> list[str]:
 
 def _tables(state: VcpuState) -> list[str]:
     problems = []
+    width = 57 if state.reg("cr4") & CR4_LA57 else 48
     for name, table in (("GDTR", state.gdt), ("IDTR", state.idt)):
         if table.limit >> 16:
             problems.append(f"{name} has a limit over 16 bits")
-        if table.base >> 47 not in (0, 0x1FFFF):
+        if table.base >> width - 1 not in (0, (1 << 65 - width) - 1):
             problems.append(f"{name} has a base that is not canonical")
     return problems
 

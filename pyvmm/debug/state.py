@@ -149,7 +149,7 @@ class VcpuState:
         return f"{mode}, {paging}, CPL {self.cpl}"
 
     def linear(self, segment: str, offset: int) -> int:
-        """The linear address of `offset` in a segment register (SDM volume 3A, 3.4.2.1)."""
+        """The linear address of `offset` in a segment register (SDM volume 3A, 3.4 and 3.4.4)."""
         if self.code_bits == 64:
             base = self.segments[segment].base if segment in ("fs", "gs") else 0
             return (base + offset) & 0xFFFF_FFFF_FFFF_FFFF

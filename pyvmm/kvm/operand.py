@@ -2,8 +2,8 @@
 
 Imports decodeinsn (types), paging, cpubits and the C helper. `Processor` is one vCPU as an instruction sees it. What
 the processor would refuse is raised as `Fault`; what pyvmm has no exact answer to as `NotCompleted`, which leaves the
-instruction alone. Follows the Intel SDM volume 3A: segments 3.4 and 5.3 to 5.5, linear addresses in 64-bit mode 3.3.7,
-access rights of pages 4.6, page faults 4.7, accessed and dirty flags 4.8.
+instruction alone. Follows the Intel SDM volume 3A: segments 3.4 and 5.3 to 5.5, access rights of pages 4.6, page faults
+4.7, accessed and dirty flags 4.8; and volume 1: canonical addresses 3.3.7.1.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ EXITS = {
         "an exception while a double fault was being delivered: a triple fault, which resets a PC",
         "SDM volume 3A, 6.15, interrupt 8",
     ),
-    "DEBUG": ("a breakpoint, or the end of a single step", "SDM volume 3B, 17.3"),
+    "DEBUG": ("a breakpoint, or the end of a single step", "SDM volume 3B, 18.3"),
     "EXCEPTION": ("an exception that KVM hands out", "SDM volume 3A, 6.15"),
     "FAIL_ENTRY": ("the processor refused to enter the guest: its state cannot be", "SDM volume 3C, 27"),
     "INTERNAL_ERROR": ("KVM could not go on with an instruction", f"{_API}, KVM_EXIT_INTERNAL_ERROR"),

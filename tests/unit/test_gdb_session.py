@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyvmm.debug.gdb.description import elf_bits
+from pyvmm.debug.gdb.description import Description, elf_bits
 from pyvmm.debug.gdb.monitor import Monitor
 from pyvmm.kvm.constants import (
     KVM_GUESTDBG_BLOCKIRQ,
@@ -101,6 +101,22 @@ def test_the_description_follows_the_mode_and_g_has_what_it_says(mode, architect
     assert len(rig.ask("g")) == sum(sizes) // 4
     assert sizes[names.index("rip" if mode == "long" else "eip")] == pc * 8
     rig.end()
+
+
+@pytest.mark.parametrize(("bits", "first_sse", "order"), [(64, 40, "rax rbx rcx rdx"), (32, 32, "eax ecx edx ebx")])
+def test_registers_have_the_numbers_and_names_of_gdbs_own_descriptions(bits, first_sse, order):
+    """features/i386/64bit-core.xml and 64bit-sse.xml, 32bit-core.xml and 32bit-sse.xml in gdb's sources."""
+    described = Description(bits)
+    names = [register.name for register in described.registers]
+    assert names[:4] == order.split()
+    assert names[names.index("eflags") + 1 :][:6] == ["cs", "ss", "ds", "es", "fs", "gs"]
+    assert names.index("xmm0") == first_sse
+    assert names[first_sse - 8 : first_sse] == ["fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop"]
+    ways = re.search(rb'<union id="vec128">(.*?)</union>', described.xml, re.DOTALL)
+    assert ways is not None
+    assert re.findall(r'field name="(\w+)"', ways[1].decode()) == [
+        "v4_float", "v2_double", "v16_int8", "v8_int16", "v4_int32", "v2_int64", "uint128",
+    ]  # fmt: skip
 
 
 def test_a_connection_shows_what_was_chosen_and_at_least_what_the_kernels_symbols_are(tmp_path):

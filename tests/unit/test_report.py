@@ -155,7 +155,7 @@ def test_bit_names_agree_with_the_constants() -> None:
                 assert table[value.bit_length() - 1] == name.removeprefix(prefix)
                 checked += 1
     assert checked > 20
-    assert bits.names(1 << 9 | 1 << 27, bits.CR4) == "OSFXSR bit 27"
+    assert bits.names(1 << 9 | 1 << 26, bits.CR4) == "OSFXSR bit 26"
     assert bits.rflags_names(0x3202) == "IF IOPL=3"
 
 

@@ -286,6 +286,7 @@ def bend(segment: str, **fields: int) -> Callable[[FakeVcpu], None]:
         (flip("cr0", 0x80000030), "CR0.PG is set without CR0.PE"),
         (flip("cr4", 0), "EFER.LMA is set without CR4.PAE"),
         (flip("efer", 0x100), "EFER.LMA is not LME and CR0.PG"),
+        (flip("cr3", 1 << 53), "CR3 has bits set above 51"),
         (flip("rflags", 0), "RFLAGS bit 1 is clear"),
         (flip("rflags", 0x8002), "RFLAGS has reserved bits set (0x8000)"),
         (flip("gdt_limit", 0x10000), "GDTR has a limit over 16 bits"),
@@ -312,6 +313,14 @@ def test_the_broken_rule_of_vm_entry_is_named(change: Callable[[FakeVcpu], None]
 def test_sound_states_break_no_rule(mode: str) -> None:
     text = likely(crash(*machine(mode=mode), FailEntry(0x80000022, 0)))
     assert text == "the processor refused to enter the guest: loading MSRs failed; no rule that pyvmm checks is broken"
+
+
+def test_what_five_levels_and_linear_address_masking_allow_breaks_no_rule() -> None:
+    vcpu, memory = machine(mode="long")
+    vcpu.state.cr4 |= cpubits.CR4_LA57
+    vcpu.state.cr3 |= cpubits.CR3_LAM
+    vcpu.state.gdt_base = 0xFF00_0000_0000_0000
+    assert "no rule that pyvmm checks is broken" in likely(crash(vcpu, memory, FailEntry(0x80000021, 0)))
 
 
 def test_svm_and_unknown_failures() -> None:

@@ -1,8 +1,9 @@
 """The registers that gdb is told of, and in which order: the target description.
 
-Imports debug.bits. Follows the manual of gdb 13, appendix G.3 "Target Description Format" and G.5.6 "i386 Features". A
-connection keeps the description that it began with, since gdb reads it once: the mode of the processor then decides.
-The registers that the manual does not name come in a feature of their own, `org.pyvmm.system`.
+Imports debug.bits. Follows the manual of gdb, appendix "Target Descriptions": "Target Description Format" and "i386
+Features"; names and order of its features are those of the descriptions that gdb itself has. A connection keeps the
+description that it began with, since gdb reads it once: the mode of the processor then decides. The registers that the
+manual does not name come in a feature of their own, `org.pyvmm.system`.
 """
 
 from __future__ import annotations
@@ -117,10 +118,10 @@ def _system(wide: bool) -> list[Register]:
 
 
 _VECTORS = (
-    ("v4f", "ieee_single", 4), ("v2d", "ieee_double", 2), ("v16i8", "int8", 16),
-    ("v8i16", "int16", 8), ("v4i32", "int32", 4), ("v2i64", "int64", 2),
+    ("v4_float", "ieee_single", 4), ("v2_double", "ieee_double", 2), ("v16_int8", "int8", 16),
+    ("v8_int16", "int16", 8), ("v4_int32", "int32", 4), ("v2_int64", "int64", 2),
 )  # fmt: skip
-"""How an SSE register may be read: name, gdb's type of an element, and how many."""
+"""How an SSE register may be read, as in `p $xmm0.v2_double`: name, gdb's type of an element, and how many."""
 
 
 def _xml(architecture: str, features: Mapping[str, Iterable[Register]]) -> str:
@@ -156,6 +157,6 @@ def _vectors() -> list[str]:
     return [
         *(f'<vector id="{name}" type="{element}" count="{count}"/>' for name, element, count in _VECTORS),
         '<union id="vec128">',
-        *(f'<field name="{name.replace("v4f", "v4_float")}" type="{name}"/>' for name, _, _ in _VECTORS),
+        *(f'<field name="{name}" type="{name}"/>' for name, _, _ in _VECTORS),
         '<field name="uint128" type="uint128"/></union>',
     ]

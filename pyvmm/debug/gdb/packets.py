@@ -1,7 +1,7 @@
 """Frames of the gdb remote serial protocol: `$payload#checksum`, acknowledgements and the interrupt byte.
 
-Imports nothing. Follows the manual of gdb 13, appendix E.1 "Overview" and E.9 "Interrupts". Whatever a client sends is
-bounded: a payload that is too long is thrown away as it comes.
+Imports nothing. Follows the manual of gdb, appendix "GDB Remote Serial Protocol": "Overview" and "Interrupts". Whatever
+a client sends is bounded: a payload that is too long is thrown away as it comes.
 """
 
 from __future__ import annotations

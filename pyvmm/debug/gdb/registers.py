@@ -115,7 +115,7 @@ class RegisterFile:
         if sregs.cr0 & CR0_PE or name in ("tr", "ldt"):
             raise Refused(f"in protected mode only the guest's own instructions load {name}")
         segment = getattr(sregs, name)
-        segment.selector, segment.base = value & 0xFFFF, (value & 0xFFFF) << 4  # SDM volume 3A, 21.1.1
+        segment.selector, segment.base = value & 0xFFFF, (value & 0xFFFF) << 4  # SDM volume 3B, 21.1.1
         self._changed.add("sregs")
 
     def _get_base(self, name: str) -> int:

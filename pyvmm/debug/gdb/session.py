@@ -1,6 +1,6 @@
 """One debugger's connection: its packets, and what they do to the target.
 
-Imports its neighbours, runloop and errors. Follows the manual of gdb 13, appendix E "GDB Remote Serial Protocol", in
+Imports its neighbours, runloop and errors. Follows the manual of gdb, appendix "GDB Remote Serial Protocol", in
 all-stop mode. Threads are vCPUs, counted from 1. A session does no I/O: `answer`, `interrupt` and `report` return what
 is to be sent. What means nothing here is answered by an empty packet, which is how the protocol says so.
 """
