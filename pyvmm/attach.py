@@ -38,7 +38,7 @@ class VirtioDevices:
     """All virtio devices of one VM.
 
     `slots` says which there are and where. `say(text)` is told what a user should know, from any thread; `over()` tells
-    whether the run has ended.
+    whether the run has ended, `locate()` which vCPU runs on the calling thread, and at which RIP.
 
     devices   in the order of their slots
     console   the console device, or None
@@ -53,6 +53,7 @@ class VirtioDevices:
         slots: Sequence[Slot],
         say: Callable[[str], None] | None,
         over: Callable[[], bool],
+        locate: Callable[[], tuple[int, int] | None] = lambda: None,
     ) -> None:
         self.devices: list[VirtioDevice] = []
         self.faults: FaultPlan | None = None
@@ -64,6 +65,7 @@ class VirtioDevices:
         self._slots = slots
         self._say = say
         self._over = over
+        self._locate = locate
         self._planes: list[DataPlane] = []
         self._transports: list[Transport] = []
         self._wiring: Wiring | None = None
@@ -79,7 +81,7 @@ class VirtioDevices:
         if config.lint:
             from pyvmm.virtio.lint import Findings
 
-            self.findings = Findings(self._say)
+            self.findings = Findings(self._say, self._locate)
         for slot in self._slots:
             device = self._make(slot)
             device.faults = self.faults
@@ -144,13 +146,13 @@ class VirtioDevices:
         for slot, device in zip(self._slots, self.devices, strict=True):
             device.memory = memory
             try:
-                transport = wiring.plug(slot, device)
+                transport = wiring.plug(slot, device, self.findings)
                 self._transports.append(transport)
                 plane = DataPlane(device, transport, self._say)
             except OSError as error:
                 raise PyvmmError(f"{slot.name}: no event descriptor: {error.strerror} (ulimit -n)") from error
             self._planes.append(plane)
-            wiring.connect(slot, plane.doorbells)
+            wiring.connect(slot, transport, plane.doorbells)
 
     def start(self) -> None:
         """Let the data planes serve and the ports' back-ends begin. Raises BackendError."""

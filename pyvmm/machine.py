@@ -37,9 +37,9 @@ def _untapped(device: str, name: str, function: Any) -> Any:
 
 
 class Machine:
-    """Buses `ports` and `mmio` with the platform devices attached."""
+    """Buses `ports` and `mmio` with the platform devices attached; `hot` and `interrupt` as they were given."""
 
-    __slots__ = ("_interrupt", "_keyboard", "_pm", "_reset_control", "_rtc", "_serial", "_tap", "hot", "mmio", "ports")
+    __slots__ = ("_keyboard", "_pm", "_reset_control", "_rtc", "_serial", "_tap", "hot", "interrupt", "mmio", "ports")
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Machine:
         def reset(cause: str) -> Callable[[], None]:
             return lambda: end(Outcome("reboot", 0, f"the guest reset the machine through {cause}"))
 
-        self._interrupt = interrupt
+        self.interrupt = interrupt
         self._tap = tap
         self._keyboard: I8042 | None = None
         self.hot = hot = hot or Hot()
@@ -151,7 +151,7 @@ class Machine:
         self.ports.ignore(layout.POST_CODE_PORT, hot.window(0, 1, 1))
 
     def _line(self, gsi: int) -> IrqLine:
-        return IrqLine(lambda asserted: self._interrupt(gsi, asserted))
+        return IrqLine(lambda asserted: self.interrupt(gsi, asserted))
 
     @property
     def serial(self) -> Serial:

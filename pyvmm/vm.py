@@ -283,7 +283,7 @@ class VM(Endings, GuestParts):
         if self._slots:
             from pyvmm.attach import VirtioDevices
 
-            self._virtio = VirtioDevices(self.config, self._slots, self._say, lambda: self._control.over)
+            self._virtio = VirtioDevices(self.config, self._slots, self._say, lambda: self._control.over, self._here)
             self._host_closers.append(self._virtio.close)
             self._virtio.open()
         self.load()
@@ -300,8 +300,7 @@ class VM(Endings, GuestParts):
         if self._virtio is not None:
             from pyvmm.wiring import wiring
 
-            found = self._virtio.findings
-            self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd, tracer, found))
+            self._virtio.attach(self.memory, wiring(self._transport, self.machine, fd, tracer))
         self._vcpus = self._origin.create_vcpus(kvm, fd, self.host)
         self._guest_closers.extend(vcpu.close for vcpu in self._vcpus)
         adding.finish()
@@ -312,7 +311,7 @@ class VM(Endings, GuestParts):
         if tracer is not None:
             restored = bool(self._origin.sources)
             tracer.begin(self.config, self.host.module, self.machine, fd, self._vcpus, restored=restored)
-            for device in () if self._virtio is None else self._virtio.devices:
+            for device in self.virtio_devices:
                 device.trace = tracer.queues(device)
 
     def _trace(self) -> Tracer | None:
@@ -344,8 +343,6 @@ class VM(Endings, GuestParts):
             make(vcpu, ports, mmio, self._control, self._observers, self._repair(), self.machine.hot.drain)
             for vcpu in self._vcpus
         )
-        if self._virtio is not None and self._virtio.findings is not None:
-            self._virtio.findings.locate = self._here
         if self._hooks is not None:
             for loop in self.loops:
                 loop.observe(self._hooks)

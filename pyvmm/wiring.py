@@ -12,7 +12,7 @@ from pyvmm.events import EventFd
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from pyvmm.kvm.doorbells import MovingDoorbells
     from pyvmm.kvm.routing import MsiWires
@@ -29,41 +29,36 @@ if TYPE_CHECKING:
     class Wiring(Protocol):
         """What both classes do."""
 
-        def plug(self, slot: Slot, device: VirtioDevice) -> VirtioMmio | VirtioPci:
-            """Give `device` its transport at `slot`."""
+        def plug(self, slot: Slot, device: VirtioDevice, findings: Findings | None) -> VirtioMmio | VirtioPci:
+            """Give `device` its transport at `slot`. With `findings` its driver is judged."""
 
-        def connect(self, slot: Slot, doorbells: Sequence[EventFd]) -> None:
-            """Let the driver's notifications of the device at `slot` ring `doorbells`, a queue's each."""
+        def connect(self, slot: Slot, transport: Any, doorbells: Sequence[EventFd]) -> None:
+            """Let the driver's notifications ring `doorbells`, a queue's each.
+
+            Not those of a driver that is judged: every access then comes to `transport`, which `plug` has given.
+            """
 
         def close(self) -> None:
             """Close what was opened. The data planes have ended."""
 
 
-def wiring(
-    transport: str, machine: Machine, vm: VmFd, tracer: Tracer | None = None, findings: Findings | None = None
-) -> Wiring:
-    """For "mmio" or "pci", in `machine`, whose interrupts and doorbells are `vm`'s. `tracer` records interrupts.
-
-    With `findings` drivers are judged: every access, notifications too, then comes to the transport.
-    """
-    return (PciWiring if transport == "pci" else MmioWiring)(machine, vm, tracer, findings)
+def wiring(transport: str, machine: Machine, vm: VmFd, tracer: Tracer | None) -> Wiring:
+    """For "mmio" or "pci", in `machine`, whose interrupts and doorbells are `vm`'s. `tracer` records interrupts."""
+    return (PciWiring if transport == "pci" else MmioWiring)(machine, vm, tracer)
 
 
 class MmioWiring:
     """Each device a page of registers, whose interrupt is an edge (`irqfd`)."""
 
-    __slots__ = ("_findings", "_lines", "_machine", "_tracer", "_vm")
+    __slots__ = ("_lines", "_machine", "_tracer", "_vm")
 
-    def __init__(
-        self, machine: Machine, vm: VmFd, tracer: Tracer | None = None, findings: Findings | None = None
-    ) -> None:
+    def __init__(self, machine: Machine, vm: VmFd, tracer: Tracer | None) -> None:
         self._machine = machine
         self._vm = vm
         self._tracer = tracer
-        self._findings = findings
         self._lines: list[EventFd] = []
 
-    def plug(self, slot: Slot, device: VirtioDevice) -> VirtioMmio:
+    def plug(self, slot: Slot, device: VirtioDevice, findings: Findings | None) -> VirtioMmio:
         from pyvmm.virtio.mmio import INTERRUPT_WINDOW, LENGTH, VirtioMmio
 
         line = EventFd()
@@ -71,20 +66,20 @@ class MmioWiring:
         signal = line.signal if self._tracer is None else self._tracer.edge(line.signal, slot.name, slot.gsi)
         wires = signal, self._machine.hot.window(*INTERRUPT_WINDOW)
         transport: VirtioMmio
-        if self._findings is None:
+        if findings is None:
             transport = VirtioMmio(device, *wires)
         else:
             from pyvmm.virtio.lint import LintedMmio
 
-            transport = LintedMmio(device, *wires, findings=self._findings)
+            transport = LintedMmio(device, *wires, findings=findings)
         self._machine.mmio.attach(slot.gpa, LENGTH, transport)
         self._vm.irqfd(line.fd, slot.gsi)
         return transport
 
-    def connect(self, slot: Slot, doorbells: Sequence[EventFd]) -> None:
+    def connect(self, slot: Slot, transport: VirtioMmio, doorbells: Sequence[EventFd]) -> None:
         from pyvmm.virtio.mmio import QUEUE_NOTIFY
 
-        if self._findings is not None:
+        if transport.device.lint is not None:
             return
         for index, doorbell in enumerate(doorbells):
             self._vm.ioeventfd(doorbell.fd, slot.gpa + QUEUE_NOTIFY, 4, index)
@@ -105,43 +100,35 @@ class PciWiring:
         "_bridge",
         "_decoder",
         "_doorbells",
-        "_findings",
         "_lines",
         "_machine",
         "_routing",
         "_tracer",
-        "_transports",
         "_vm",
         "_wires",
     )
 
-    def __init__(
-        self, machine: Machine, vm: VmFd, tracer: Tracer | None = None, findings: Findings | None = None
-    ) -> None:
+    def __init__(self, machine: Machine, vm: VmFd, tracer: Tracer | None) -> None:
         from pyvmm.events import SharedLine
         from pyvmm.kvm.routing import Routing
         from pyvmm.pci.bridge import HostBridge
         from pyvmm.pci.decoder import Decoder
 
-        deliver = vm.irq_line if tracer is None else tracer.lines(vm.irq_line)
-
         def level(gsi: int) -> Callable[[bool], None]:
-            return lambda asserted: deliver(gsi, asserted)
+            return lambda asserted: machine.interrupt(gsi, asserted)
 
         self._tracer = tracer
         self._machine = machine
         self._vm = vm
-        self._findings = findings
         self._routing = Routing(vm)
         self._lines = {gsi: SharedLine(level(gsi)) for gsi in layout.PCI_GSIS}
         self._wires: list[MsiWires] = []
-        self._transports: dict[int, VirtioPci] = {}
         self._doorbells: dict[Function, MovingDoorbells] = {}
         self._decoder = Decoder(machine.mmio, layout.PCI_WINDOW, layout.PCI_WINDOW_END, self._moved)
         self._bridge = HostBridge()
         machine.add_pci(self._bridge)
 
-    def plug(self, slot: Slot, device: VirtioDevice) -> VirtioPci:
+    def plug(self, slot: Slot, device: VirtioDevice, findings: Findings | None) -> VirtioPci:
         from pyvmm.kvm.routing import MsiWires
         from pyvmm.virtio.pci import VirtioPci
 
@@ -150,13 +137,12 @@ class PciWiring:
         self._wires.append(wires)
         carried = wires if self._tracer is None else self._tracer.messages(wires, slot.name)
         transport: VirtioPci
-        if self._findings is None:
+        if findings is None:
             transport = VirtioPci(device, carried, self._lines[slot.gsi].source())
         else:
             from pyvmm.virtio.lint import LintedPci
 
-            transport = LintedPci(device, carried, self._lines[slot.gsi].source(), findings=self._findings)
-        self._transports[slot.device] = transport
+            transport = LintedPci(device, carried, self._lines[slot.gsi].source(), findings=findings)
         function = transport.function
         gpa = slot.gpa
         # The largest first: then each is a multiple of its own length.
@@ -167,14 +153,12 @@ class PciWiring:
         self._bridge.plug(slot.device, function)
         return transport
 
-    def connect(self, slot: Slot, doorbells: Sequence[EventFd]) -> None:
+    def connect(self, slot: Slot, transport: VirtioPci, doorbells: Sequence[EventFd]) -> None:
         from pyvmm.kvm.doorbells import MovingDoorbells
 
-        assert slot.device is not None
-        transport = self._transports[slot.device]
         bells = zip((bell.fd for bell in doorbells), transport.notify_ranges(), strict=True)
         moving = self._doorbells[transport.function] = MovingDoorbells(self._vm, bells)
-        if self._findings is None:
+        if transport.device.lint is None:
             transport.rung = moving.rung
         self._decoder.add(transport.function)
 

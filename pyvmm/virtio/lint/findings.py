@@ -94,9 +94,13 @@ class Findings:
     lost      how many were beyond LIMIT
     """
 
-    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        say: Callable[[str], None] | None = None,
+        locate: Callable[[], tuple[int, int] | None] = lambda: None,
+    ) -> None:
         self.say = say
-        self.locate: Callable[[], tuple[int, int] | None] = lambda: None
+        self.locate = locate
         self.accesses = self.chains = self.lost = 0
         self._found: dict[tuple[str, str, int | None], Finding] = {}
         self._lock = Lock()
