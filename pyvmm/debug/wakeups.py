@@ -7,8 +7,6 @@ something is armed: a guest may be called stuck only where nothing can come any 
 
 from __future__ import annotations
 
-import time
-
 from pyvmm import layout
 from pyvmm.kvm.constants import KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE
 from pyvmm.kvm.msrs import IA32_TSC_DEADLINE
@@ -43,9 +41,10 @@ LVT_TIMER_MODE = 3 << 17
 REDIRECTION_MASKED = 1 << 16
 PIT_LINES = (0, 2)
 """Pins of the IOAPIC that the PIT may be on: 0 as KVM routes it, 2 as PCs wire it."""
-PIT_HZ = 1_193_182
 PIT_UNSET = 0xFF
 """KVM's mode of a PIT channel that nobody has programmed."""
+PIT_LONGEST = 0x10000
+"""What a count of 0 is. With such a one-shot Linux leaves a PIT that it wants no more of (its pit_shutdown)."""
 PIT_PERIODIC = (2, 3, 6, 7)
 """Rate generator and square wave; 6 and 7 are the same (8254 data sheet, "Mode Definitions")."""
 
@@ -106,11 +105,12 @@ def _open_lines(chips: Chips, apic: bytes) -> dict[int, bool]:
 
 
 def _pit(channel: Any) -> bool:
-    """Whether channel 0 still has an edge to give."""
+    """Whether channel 0 may still have an edge to give.
+
+    KVM tells neither when a one-shot began nor whether it is over: the time in the structure is that of the other
+    channels (Linux, arch/x86/kvm/i8254.c, pit_load_count).
+    """
     mode = int(channel.mode)
     if mode == PIT_UNSET:
         return False
-    if mode in PIT_PERIODIC:
-        return True
-    # One-shot. KVM notes the host's monotonic clock when the count is written.
-    return int(channel.count_load_time) + int(channel.count) * 10**9 // PIT_HZ > time.monotonic_ns()
+    return mode in PIT_PERIODIC or int(channel.count) != PIT_LONGEST

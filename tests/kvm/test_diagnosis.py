@@ -39,13 +39,16 @@ OOPS_TEXT = b"[    1.000000] Oops: 0002 [#1] SMP\n[    1.000000] ---[ end trace 
 MAPPED = b"0000000000007c00 T start_here\n0000000000008000 T after\n"
 
 
-def ticking() -> bytes:
-    """Real mode: an idle guest that the PIT wakes 18 times a second, and that does nothing then."""
-    code = (
-        bytes.fromhex("31c0 8ed8 c7060000") + b"??" + bytes.fromhex("c7060200 0000 b034 e643 b000 e640 e640 fb f4 ebfd")
-    )
-    iret = 0x7C00 + len(code)
-    return code.replace(b"??", struct.pack("<H", iret)) + bytes.fromhex("50 b020 e620 58 cf")
+def on_irq0(code: bytes) -> bytes:
+    """Real mode: `code`, in a guest that takes the PIT's interrupt and does nothing then."""
+    code = bytes.fromhex("31c0 8ed8 c7060000") + b"??" + bytes.fromhex("c7060200 0000") + code
+    return code.replace(b"??", struct.pack("<H", 0x7C00 + len(code))) + bytes.fromhex("50 b020 e620 58 cf")
+
+
+TICKING = on_irq0(bytes.fromhex("b034 e643 b000 e640 e640 fb f4 ebfd"))
+"""An idle guest that the PIT wakes 18 times a second."""
+REARMING = on_irq0(bytes.fromhex("b030 e643 b000 e640 b040 e640 fb f4 ebf0"))
+"""The same in mode 0: the PIT wakes it once, after 14 ms, and it sets the PIT anew."""
 
 
 def listening() -> bytes:
@@ -103,7 +106,9 @@ def test_a_hypercall_that_never_ends(guest):
         assert b"RIP is on a hypercall" in done.stderr
 
 
-@pytest.mark.parametrize("code", [ticking(), listening(), guests.CHATTER], ids=["ticks", "listens", "prints"])
+@pytest.mark.parametrize(
+    "code", [TICKING, REARMING, listening(), guests.CHATTER], ids=["ticks", "rearms", "listens", "prints"]
+)
 def test_a_guest_that_idles_or_works_is_left_alone(guest, code):
     done = pyvmm("run", guest(code), "-m", "1M", "--timeout", "3s", "--stuck", "0.4s")
     assert done.returncode == 124

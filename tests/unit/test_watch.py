@@ -338,7 +338,7 @@ ON = {SVR: 0x1FF, LVT_TIMER: MASKED, LINT0: MASKED}
 
 
 class Chips:
-    def __init__(self, registers, deadline=0, imr=0xFF, pins=None, mode=0xFF, age=0.0, count=65536):
+    def __init__(self, registers, deadline=0, imr=0xFF, pins=None, mode=0xFF, count=0x10000):
         regs = bytearray(1024)
         for offset, value in {**ON, **registers}.items():
             regs[offset : offset + 4] = value.to_bytes(4, "little")
@@ -346,8 +346,7 @@ class Chips:
         self.deadline = deadline
         self.imr = imr
         self.pins = pins or {}
-        loaded = time.monotonic_ns() - int(age * 1e9)
-        self.channel = SimpleNamespace(mode=mode, count=count, count_load_time=loaded)
+        self.channel = SimpleNamespace(mode=mode, count=count, count_load_time=0)
 
     def get_lapic(self):
         return SimpleNamespace(regs=self.regs)
@@ -384,8 +383,9 @@ class Chips:
         (Chips({}, pins={0: 0x30}, mode=3), False, ("the PIT",)),
         (Chips({}, mode=2), False, ()),
         (Chips({}, pins={2: 0x30}), False, ()),
-        (Chips({}, pins={2: 0x30}, mode=0, age=-86400), False, ("the PIT",)),
-        (Chips({}, pins={2: 0x30}, mode=0, age=0.1), False, ()),
+        (Chips({}, pins={2: 0x30}, mode=0, count=0x7FFF), False, ("the PIT",)),
+        (Chips({}, pins={2: 0x30}, mode=4, count=100), False, ("the PIT",)),
+        (Chips({}, pins={2: 0x30}, mode=0), False, ()),
         (Chips({LINT0: 0x700}, imr=0xFE, mode=2), False, ("the PIT",)),
         (Chips({LINT0: 0x700 | MASKED}, imr=0xFE, mode=2), False, ()),
         (Chips({SVR: 0xFF}, imr=0xFE, mode=2), False, ("the PIT",)),

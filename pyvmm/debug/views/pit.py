@@ -7,7 +7,7 @@ what KVM tells of it is struct kvm_pit_state2 (KVM API, 4.72). How far a channel
 from __future__ import annotations
 
 from pyvmm.debug.views.subject import of_kvm, vcpu_of
-from pyvmm.debug.wakeups import PIT_HZ, PIT_PERIODIC, PIT_UNSET
+from pyvmm.debug.wakeups import PIT_PERIODIC, PIT_UNSET
 from pyvmm.kvm.constants import KVM_PIT_FLAGS_HPET_LEGACY, KVM_PIT_FLAGS_SPEAKER_DATA_ON
 
 TYPE_CHECKING = False
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pyvmm.debug.views.subject import Subject
 
+PIT_HZ = 1_193_182
 USES = ("IRQ0", "memory refresh of old PCs", "speaker, gate at port 0x61")
 MODES = (
     "interrupt on terminal count", "hardware retriggerable one-shot", "rate generator", "square wave mode",
