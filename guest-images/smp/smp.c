@@ -54,6 +54,7 @@ void guest_main(u32 magic, void *info)
     count(*lapic(LAPIC_ID) >> 24);
     for (u32 i = 0; i < 500 && finished < cpus; i++)            /* five seconds at most */
         wait_10ms();
+    wait_10ms();                                                /* for the last one to come to its HLT */
 
     for (u32 id = 0; id < CPUS; id++)
         if (counts[id]) {

@@ -60,7 +60,7 @@ static void poll(void)
 {
     u32 length;
     for (u32 i = 0; take(&queue, &length) < 0; i++)
-        if (i == 1000000)
+        if (i == 1000000000)                        /* seconds even where a look takes a nanosecond */
             fail("a request is not completed", 1);
 }
 
@@ -113,7 +113,7 @@ static void load(void)
             if (queue.used.index == queue.seen) {
                 __asm__ volatile("sti");
                 for (u32 i = 0; interrupts == before; i++) {
-                    if (i == 20000)
+                    if (i == 1000000)
                         fail("an interrupt is lost", 1);
                     mask(1);
                     for (u32 j = 0; j < waits % 50; j++)

@@ -99,7 +99,7 @@ def test_killed_at_every_stage_of_the_start(start, tmp_path):
         process.send_signal(number)
         out, errors = process.communicate(timeout=LIMIT)
         # Before our first instruction it is the interpreter that the signal ends, by itself or by one of its errors.
-        interpreter = b"Could not import runpy" in errors or b"Failed to import the site module" in errors
+        interpreter = b"Could not import runpy" in errors or b"Fatal Python error" in errors
         assert interpreter or process.returncode in (128 + number, -number), errors
         assert out == b"" and (interpreter or errors == b"" or process.returncode == -number)
         assert not (tmp_path / "console").exists()

@@ -14,7 +14,7 @@ import pytest
 from pyvmm import VM
 from pyvmm.images import guest
 from pyvmm.kvm.host import Host
-from tests.support.cli import ECHO, pyvmm
+from tests.support.cli import ECHO, cpu_ticks, pyvmm, wait_for
 from tests.support.gdb import Debugged, Interactive, gdb, number
 
 pytestmark = [pytest.mark.needs("kvm", "gdb"), pytest.mark.timeout(180)]
@@ -151,7 +151,8 @@ def test_interrupt_detach_connect_again_and_kill(tmp_path: Path) -> None:
     with Debugged(echo) as run:
         with Interactive(run, "echo GO\\n", "continue", "info registers eip", "echo THERE\\n", "detach") as session:
             session.see("GO")
-            time.sleep(1)
+            before = cpu_ticks(run.process)
+            wait_for(lambda: cpu_ticks(run.process) > before + 20, "the guest to run")
             session.process.send_signal(signal.SIGINT)
             text = session.see("THERE")
             assert session.process.wait(30) == 0

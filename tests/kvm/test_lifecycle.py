@@ -231,11 +231,11 @@ def test_an_nmi_to_a_processor_that_was_never_started_costs_no_cpu(image):
     """KVM wakes such a vCPU for ever and has nothing for it to do."""
     # Protected mode: movl $0x1ff, 0xfee000f0 (APIC on); movl $1 << 24, 0xfee00310; movl $0x4400, 0xfee00300 (NMI to 1)
     send = bytes.fromhex("c705f000e0feff010000 c7051003e0fe00000001 c7050003e0fe00440000")
-    began = time.process_time()
     with VM(image(send + guests.HALT), mem="2M", cpus=2, flat_mode="protected", timeout=1) as vm:
+        began = time.process_time()
         assert vm.wait(LIMIT).reason == "time-limit"
+        assert time.process_time() - began < 0.4
         assert vm.stats.exits["INTR"] > 20, "the NMI did not wake it"
-    assert time.process_time() - began < 0.4
 
 
 def test_waiting_has_a_limit_and_the_vm_runs_on(image):
@@ -280,13 +280,14 @@ def test_a_pause_inside_a_page_crossing_store_completes_it(image):
     with VM(image(guests.PAGE_CROSSING), mem="2M", flat_mode="protected", timeout=LIMIT, paused=True) as vm:
         vm.machine.mmio.attach(0xD0000000, 0x2000, halves)
         vm.resume()
-        for _ in range(30):
+        turns = 0
+        while turns < 30 or len(halves.log) < 30:
+            turns += 1
             time.sleep(0.003)
             vm.pause()
-            assert len(halves.log) % 2 == 0, halves.log[-1]
+            assert vm.exit is None and len(halves.log) % 2 == 0, halves.log[-1:]
             vm.resume()
     assert halves.log[:2] == [(0xFFE, 2, 0x3344), (0x1000, 2, 0x1122)]
-    assert len(halves.log) >= 30
 
 
 def test_a_device_meets_the_odd_parts_of_a_page_crossing_access(image):

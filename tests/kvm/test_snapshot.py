@@ -24,6 +24,7 @@ from pyvmm.layout import ACPI_PM_GPE, ACPI_PM_PORT, GENERATION_GPE, VIRTIO_MMIO,
 from pyvmm.snapshot.inspect import inspect
 from pyvmm.state import U8
 from tests.support import guests
+from tests.support.cli import wait_for
 from tests.support.hugepages import huge_pages
 from tests.support.tinyvm import tiny_vm
 
@@ -41,6 +42,10 @@ def counter(tmp_path: Path) -> Path:
     path = tmp_path / "counter.bin"
     path.write_bytes(COUNTER)
     return path
+
+
+def counts_beyond(vm: VM, count: int) -> None:
+    wait_for(lambda: vm.memory.read_u32(AT) > count, "the guest to count")
 
 
 def said(vm: VM) -> str:
@@ -129,31 +134,27 @@ def test_a_pulse_that_was_saved_half_way_swallows_no_other() -> None:
 
 def test_nothing_is_lost_or_repeated_between_a_snapshot_and_its_clones(counter: Path, tmp_path: Path) -> None:
     with VM(counter, mem="16M", timeout=LIMIT) as vm:
-        time.sleep(0.02)
+        counts_beyond(vm, 0)
         vm.pause()
         vm.snapshot(tmp_path / "s")
         assert vm.state == "paused"
         count, rip = vm.memory.read_u32(AT), vm.vcpus[0].get_regs().rip
         vm.resume()
-        time.sleep(0.02)
-        assert vm.memory.read_u32(AT) > count > 0
+        counts_beyond(vm, count)
     with VM.restore(tmp_path / "s", paused=True) as one, VM.restore(tmp_path / "s", paused=True) as other:
         for clone in (one, other):
             assert (clone.memory.read_u32(AT), clone.vcpus[0].get_regs().rip) == (count, rip)
         one.resume()
-        time.sleep(0.02)
+        counts_beyond(one, count)
         one.pause()
-        assert one.memory.read_u32(AT) > count
         assert other.memory.read_u32(AT) == count, "clones share what they write"
 
 
 def test_a_running_vm_goes_on_after_its_snapshot(counter: Path, tmp_path: Path) -> None:
     with VM(counter, mem="16M", timeout=LIMIT) as vm:
         vm.snapshot(tmp_path / "s")
-        before = vm.memory.read_u32(AT)
-        time.sleep(0.02)
         assert vm.state == "running"
-        assert vm.memory.read_u32(AT) > before
+        counts_beyond(vm, vm.memory.read_u32(AT))
 
 
 def test_memory_is_sparse_and_above_4_gib_too(counter: Path, tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ def test_a_differential_snapshot_has_what_changed_and_needs_its_base(counter: Pa
         vm.memory.fill(0x100000, 8 << 20, 7)
         vm.snapshot(tmp_path / "base")
         vm.resume()
-        time.sleep(0.01)
+        counts_beyond(vm, 0)
         vm.pause()
         vm.memory.write(0x200000, b"by a device")
         vm.snapshot(tmp_path / "one", base=tmp_path / "base")
@@ -220,7 +221,7 @@ def test_a_differential_snapshot_has_what_changed_and_needs_its_base(counter: Pa
         assert clone.memory.read_u32(AT) == count > 0
         assert clone.memory.read(0x200000, 12) == b"by a device\7"
         clone.resume()
-        time.sleep(0.01)
+        counts_beyond(clone, count)
         for name in ("base", "one"):
             with pytest.raises(UsageError, match="restored from it"):
                 clone.snapshot(tmp_path / name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import signal
 import subprocess
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -148,7 +147,8 @@ def test_queues_and_interrupts_of_a_disk(tmp_path, transport, datapath):
     count = Counter[str]()
     for one in events:
         count[one["event"]] += one.get("count", 1)
-    assert count["take"] == count["complete"] == 2 and count["notify"] >= 2 and count["interrupt"] == 2
+    # The device may still be looking when the second request comes: then the driver need not notify it.
+    assert count["take"] == count["complete"] == count["interrupt"] == 2 and count["notify"] >= 1
     assert all(one["handle"] > 0 for one in events if one["event"] == "complete")
     assert events[-1].get("depth", 0) == 0
     pulses = [one for one in records if one["kind"] == "interrupt" and one["device"] == "blk0"]
@@ -164,8 +164,7 @@ def test_a_killed_process_leaves_what_it_has_recorded(tmp_path):
     command = [*PYVMM, "run", str(kernel), "--timeout", "30s", "--trace", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
     try:
-        wait_for(lambda: path.exists() and path.stat().st_size > 1 << 19, "some pieces of the trace")
-        time.sleep(0.2)
+        wait_for(lambda: path.exists() and path.stat().st_size > 1 << 20, "three full pieces of the trace")
     finally:
         process.kill()
         process.wait(LIMIT)
@@ -281,7 +280,7 @@ def test_the_end_by_a_signal_is_in_the_trace(tmp_path):
     command = [*PYVMM, "run", str(kernel), "--timeout", "30s", "--trace", str(tmp_path / "t")]
     process = subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL)
     wait_for(lambda: (tmp_path / "t").exists() and (tmp_path / "t").stat().st_size > 1 << 17, "the trace")
-    time.sleep(0.3)
+    wait_for(lambda: any(one.get("state") == "running" for one in read(tmp_path / "t").records()), "it to run")
     process.send_signal(signal.SIGTERM)
     assert process.wait(LIMIT) == 128 + signal.SIGTERM
     assert list(read(tmp_path / "t").records())[-1]["reason"] == "signal"

@@ -135,10 +135,14 @@ def test_a_doorbell_on_pci_leaves_kvm_once(words: str, image: Path) -> None:
 
 
 def test_a_doorbell_goes_with_the_registers(image: Path) -> None:
-    writes = Writes()
-    run("virtio-blk", "irq move", image, writes, transport="pci")
-    rung = [gpa for gpa in writes.gpas if PCI_WINDOW <= gpa < PCI_WINDOW_END and gpa % 0x4000 == NOTIFY]
-    assert len(set(rung)) == len(rung) == 2, "once at each of both places"
+    for _ in range(10):
+        writes = Writes()
+        run("virtio-blk", "irq move", image, writes, transport="pci")
+        rung = [gpa for gpa in writes.gpas if PCI_WINDOW <= gpa < PCI_WINDOW_END and gpa % 0x4000 == NOTIFY]
+        assert len(set(rung)) == len(rung)
+        if len(rung) == 2:
+            break  # else the device was still looking when the second request came, and wanted no notification
+    assert len(rung) == 2, "once at each of both places"
 
 
 def test_a_function_is_told_from_the_others_on_the_bus(image: Path, tmp_path: Path) -> None:

@@ -43,17 +43,19 @@ def wait_for(condition: Callable[[], object], what: str, limit: float = 20.0) ->
         time.sleep(0.01)
 
 
+def cpu_ticks(process: subprocess.Popen[bytes]) -> int:
+    """The CPU time that `process` has used, in hundredths of a second."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])  # user and system time, proc(5)
+
+
 def wait_until_still(process: subprocess.Popen[bytes]) -> None:
     """Return once `process` uses no CPU any more: its vCPUs are held outside the guest."""
 
-    def ticks() -> int:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])  # user and system time, proc(5)
-
     def still() -> bool:
-        before = ticks()
+        before = cpu_ticks(process)
         time.sleep(0.3)
-        return ticks() - before <= 2
+        return cpu_ticks(process) - before <= 2
 
     # Three times: on a busy machine a process may get no CPU for a moment.
     wait_for(lambda: still() and still() and still(), "the process to stand still", 30)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from pyvmm.errors import ImageError
 from pyvmm.images import store
 from pyvmm.images.store import File, Image, Manifest
+from tests.support.cli import wait_for
 
 KEY = "1" * 64
 OTHER_KEY = "2" * 64
@@ -116,21 +116,23 @@ def _hold(cache: str, path: str) -> None:
     os.environ["PYVMM_CACHE"] = cache
     with store.locked("tiny", silent):
         Path(path).touch()
-        time.sleep(0.5)
-        Path(path).unlink()
+        wait_for(lambda: not Path(path).exists(), "the other one to wait")
+        Path(path + ".done").touch()
 
 
 def test_one_builder_at_a_time_and_the_other_is_told(cache: Path) -> None:
     held = cache / "held"
     other = multiprocessing.get_context("spawn").Process(target=_hold, args=(str(cache), str(held)))
     other.start()
-    limit = time.monotonic() + 20
-    while not held.exists() and time.monotonic() < limit:
-        time.sleep(0.01)
-    assert held.exists()
+    wait_for(held.exists, "the first one")
     said: list[str] = []
-    with store.locked("tiny", lambda text, done, total: said.append(text)):
-        assert not held.exists()
+
+    def told(text: str, done: int, total: int) -> None:
+        said.append(text)
+        held.unlink()
+
+    with store.locked("tiny", told):
+        assert (cache / "held.done").exists()
     other.join(10)
     assert said == ["waiting for another process that is at it"]
 

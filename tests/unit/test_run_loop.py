@@ -326,7 +326,7 @@ def test_without_a_thread_that_flushes_nothing_is_posted_but_the_first_write_sta
 
 
 def test_a_posted_write_waits_ten_milliseconds_at_most(monkeypatch):
-    """The median of many: this machine has other work too."""
+    """The shortest of many waits: this machine has other work too."""
     made = HotRig(monkeypatch, flushing=False)
     done: list[float] = []
     made.machine.serial._output = lambda data: done.append(time.monotonic())
@@ -340,8 +340,7 @@ def test_a_posted_write_waits_ten_milliseconds_at_most(monkeypatch):
             while not done and time.monotonic() < began + 5:
                 time.sleep(0.0002)
             waits.append(done[0] - began)
-        assert sorted(waits)[10] < 0.01
-        assert sorted(waits)[10] > 0.001, "it does wait for more"
+        assert 0.001 < min(waits) < 0.01, "it does wait for more"
     finally:
         made.close()
 

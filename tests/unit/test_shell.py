@@ -20,6 +20,7 @@ from pyvmm.timelimit import TimeLimit
 from pyvmm.virtio.block import VirtioBlock
 from pyvmm.virtio.mmio import VirtioMmio
 from pyvmm.vm import VM
+from tests.support.cli import wait_for
 from tests.support.memorydisk import MemoryDisk
 
 THR = Pio(0x3F8, 1, 1, True, b"a")
@@ -181,7 +182,8 @@ def test_a_closed_standard_input_is_its_end(monkeypatch):
 def test_a_limit_is_reached_once():
     reached = []
     TimeLimit(0.02, float, lambda: reached.append(time.monotonic())).start()
-    time.sleep(0.3)
+    wait_for(lambda: reached, "the limit")
+    time.sleep(0.2)
     assert len(reached) == 1
 
 
@@ -196,9 +198,10 @@ def test_time_that_the_vm_stands_does_not_count(monkeypatch):
     assert time.monotonic() - began >= 0.5
 
 
-def test_a_limit_that_was_cancelled_is_never_reached():
+def test_a_limit_that_was_cancelled_is_never_reached(monkeypatch):
+    monkeypatch.setattr(timelimit, "LOOK_AGAIN", 0.01)
     reached = threading.Event()
-    limit = TimeLimit(0.05, lambda: 0.05, reached.set)
+    limit = TimeLimit(0.5, lambda: 0.1, reached.set)
     limit.start()
     limit.cancel()
-    assert not reached.wait(0.3)
+    assert not reached.wait(0.9)
