@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 
 from pyvmm.backends.capture import CaptureConsole
+from pyvmm.cli.configuration import DEFAULT_IMAGE
 from pyvmm.cli.passing import NOT_FOUND, NOT_RUN, Passing, status, variables
 from pyvmm.cli.progress import STDERR, log, write_all
-from pyvmm.cli.run import DEFAULT_IMAGE, Run
+from pyvmm.cli.run import Run
 from pyvmm.errors import STATUS_VMM_ERROR, GuestAgentError, ImageError, PyvmmError, TimeLimitError, UsageError
 
 TYPE_CHECKING = False

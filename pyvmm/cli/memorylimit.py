@@ -1,6 +1,6 @@
 """How much memory the control groups of this process allow: a guest that uses more ends it without a word.
 
-Imports os alone. Both versions of cgroups(7): the limits of the process's own group and of every group above it. Linux
+Imports config. Both versions of cgroups(7): the limits of the process's own group and of every group above it. Linux
 kernel documentation: admin-guide/cgroup-v2.rst, "memory.max"; admin-guide/cgroup-v1/memory.rst, section 3.
 """
 
@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import os
 
+from pyvmm.config import format_size
+
 GROUPS = "/proc/self/cgroup"
 MOUNTED = "/sys/fs/cgroup"
 LONGEST = 1 << 16
 """Bytes that are read of such a file."""
 UNLIMITED = 1 << 60
 """Version 1 writes no limit as the largest number of bytes in whole pages."""
+
+
+def memory_warning(mem: int) -> str:
+    """What to tell the user of a guest of `mem` bytes before it runs, since a group ends it by SIGKILL; else ""."""
+    limit = memory_limit()
+    if limit is None or limit >= mem:
+        return ""
+    return (
+        f"the memory cgroup allows {format_size(limit)}, less than the guest's {format_size(mem)}: "
+        "if the guest uses all its RAM, the kernel kills pyvmm"
+    )
 
 
 def memory_limit(groups: str = GROUPS, mounted: str = MOUNTED) -> int | None:

@@ -12,12 +12,12 @@ import os
 import time
 
 from pyvmm.cli import main as process
-from pyvmm.cli.memorylimit import memory_limit
+from pyvmm.cli.configuration import judge_outputs, make_config
+from pyvmm.cli.memorylimit import memory_warning
 from pyvmm.cli.options import describe, parse
 from pyvmm.cli.progress import LEVELS, log
 from pyvmm.cli.runoptions import RUN
 from pyvmm.cli.signals import Signals
-from pyvmm.config import format_size
 from pyvmm.errors import STATUS_USAGE, STATUS_VMM_ERROR, PyvmmError, TimeLimitError, UsageError, VcpuStuckError
 
 TYPE_CHECKING = False
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 HELP = "boot a kernel in a virtual machine"
 USAGE_HINT = "usage: pyvmm run [options] [KERNEL] [-- CMD...] (pyvmm run --help lists the options)"
-DEFAULT_IMAGE = "tiny"
-"""The Linux image of `pyvmm.images` that is booted when no KERNEL is named."""
 SLICE = 0.25
 """Seconds between two looks for a signal while output waits for its reader."""
 GRACE = 1.0
@@ -48,34 +46,6 @@ CUT_SHORT = ("time-limit", "signal", "quit", "killed")
 AT_ONCE = ("quit", "killed")
 TOLD = ("crash", "panic", "stuck", "time-limit", "error", "oops", "warn")
 """Outcomes of which the user is told at every log level."""
-STUCK_AT_BOOT = 30.0
-"""Seconds without progress after which a run is ended that nobody is there to end, if it has not come to user space."""
-SETTINGS = (
-    "agent",
-    "append",
-    "cpu",
-    "cpus",
-    "fail-on",
-    "fault-seed",
-    "datapath",
-    "exits",
-    "flat-mode",
-    "initrd",
-    "kernel-entry",
-    "kernel-format",
-    "lint",
-    "load-addr",
-    "mem",
-    "memory-backing",
-    "name",
-    "on-panic",
-    "stuck",
-    "symbols",
-    "timeout",
-    "transport",
-    "vsock",
-)
-"""The options that are VmConfig's, by the same names."""
 
 
 def main(argv: list[str]) -> int:
@@ -122,9 +92,7 @@ class Run:
             raise UsageError("--shell and --gdb: one of the two has the guest in hand")
         self.signals = signals
         self.config = self._configure(arguments)
-        kind, _, path = values.get("console", "stdio").partition(":")
-        if kind == "file":
-            refuse_input("--console", path, self.config)
+        judge_outputs(values, self.config)
         self.console = self._make_console(values)
         self.dry = "dry-run" in values
         self.stats = "stats" in values
@@ -132,13 +100,8 @@ class Run:
         if "report" in values:
             from pyvmm.cli.ending import ReportFile
 
-            refuse_input("--report", values["report"], self.config)
             self.report = ReportFile(values["report"])
         self.trace: str | None = values.get("trace")
-        if self.trace is not None:
-            refuse_input("--trace", self.trace, self.config)
-            others = {"--console": path if kind == "file" else "", "--report": values.get("report", "")}
-            refuse_output("--trace", self.trace, others)
         self._prompt: Shell | None = None
         self.narrator: Narrator | None = None
         if "explain" in values:
@@ -206,7 +169,8 @@ class Run:
         self._watch_console()
         if self.signals.received:
             return self._signalled()
-        self._warn_of_memory_limit()
+        if warning := memory_warning(self.config.mem):
+            log.warn(warning)
         stuck = ""
         try:
             if self.config.name or self.waits:
@@ -297,15 +261,6 @@ class Run:
             self.signals.on_resume = console.resumed
             log.raw = lambda: console.raw
             log.leave_line = console.leave_line
-
-    def _warn_of_memory_limit(self) -> None:
-        """Said beforehand, because it is by SIGKILL that a control group ends a process."""
-        limit = memory_limit()
-        if limit is not None and limit < self.config.mem:
-            log.warn(
-                f"the memory cgroup allows {format_size(limit)}, less than the guest's {format_size(self.config.mem)}: "
-                "if the guest uses all its RAM, the kernel kills pyvmm"
-            )
 
     def _quit(self) -> None:
         from pyvmm.runloop import Outcome
@@ -401,87 +356,3 @@ class Run:
         log.error("a vCPU does not come back from KVM and is left behind")
         self._write_report(outcome)
         os._exit(outcome.status)
-
-
-def refuse_input(option: str, path: str, config: VmConfig) -> None:
-    """Raises UsageError if `path`, which `option` is about to write, is a file that the VM is made of."""
-    for part in (config.kernel, config.initrd, config.symbols, *(disk.path for disk in config.disks)):
-        if part and os.path.exists(path) and os.path.exists(part) and os.path.samefile(path, part):
-            raise UsageError(f"{option}: {path} is read by this VM and would be overwritten")
-
-
-def refuse_output(option: str, path: str, others: dict[str, str]) -> None:
-    """Raises UsageError if `path`, which `option` is about to write, is what one of `others` writes, by its option."""
-    for other, written in others.items():
-        if written and os.path.realpath(written) == os.path.realpath(path):
-            raise UsageError(f"{option}: {path} is written by {other} too")
-
-
-def make_config(arguments: Arguments) -> VmConfig:
-    """The VM that the arguments describe; without a KERNEL the image DEFAULT_IMAGE.
-
-    Raises UsageError, ImageError where that image is not there.
-    """
-    from pyvmm.config import VmConfig
-
-    kernel, *others = arguments.positional or [""]
-    if others:
-        raise UsageError(f"one KERNEL expected, but there is also {others[0]!r}")
-    values: dict[str, Any] = arguments.values
-    file: dict[str, Any] = {}
-    if "config" in values:
-        from pyvmm.configfile import read_settings
-
-        file = read_settings(values["config"])
-        if not kernel and "kernel" in file:
-            kernel = file["kernel"]
-            arguments.positional.append(kernel)
-    settings = file | {option.replace("-", "_"): value for option, value in values.items() if option in SETTINGS}
-    if "append" in values:
-        settings["append"] = " ".join([*filter(None, [file.get("append")]), *values["append"]])
-    if not {"stuck", "stuck_at_boot"} & settings.keys() and not any(map(os.isatty, (0, 2))):
-        settings["stuck_at_boot"] = STUCK_AT_BOOT
-    if "no-host-quirks" in arguments.values:
-        settings["host_quirks"] = False
-    for option in ("disk", "port", "share", "fault"):
-        settings[f"{option}s"] = [*file.get(f"{option}s", ()), *values.get(option, ())]
-    if "net" in values or "publish" in values:
-        from pyvmm.cli.devices import networks
-
-        nets = values.get("net", [])
-        if None not in nets:
-            nets = [*file.get("net", ()), *nets]
-        settings["net"] = networks(nets, values.get("publish", []))
-    if "rng" in values:
-        from pyvmm.hardware import Rng
-
-        settings["rng"] = Rng() if values["rng"] is True else values["rng"]
-    if "balloon" in values:
-        from pyvmm.hardware import Balloon
-
-        settings["balloon"] = Balloon() if values["balloon"] is True else values["balloon"]
-    if arguments.command is not None:
-        from pyvmm.cli.command import settle
-
-        settle(settings, arguments)
-    else:
-        for option in ("env", "modules", "root", "rwdir", "user", "verbose"):
-            if option in values:
-                raise UsageError(f"--{option} goes with a command in the guest (-- CMD)")
-    if not arguments.positional:
-        kernel, initrd = _default_image()
-        settings.setdefault("initrd", initrd)
-    settings["kernel"] = kernel
-    return VmConfig(**settings)
-
-
-def _default_image() -> tuple[str, str]:
-    """The paths of kernel and initrd."""
-    from pyvmm.errors import ImageError
-    from pyvmm.images import image
-
-    try:
-        found = image(DEFAULT_IMAGE)
-    except ImageError as error:
-        raise ImageError(f"no KERNEL given, and {error}") from error
-    return found.kernel, found.initrd

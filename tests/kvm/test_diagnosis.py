@@ -145,8 +145,8 @@ def test_it_only_speaks_by_default(guest, monkeypatch):
 
 def test_without_a_terminal_the_end_comes_by_itself_until_something_is_written(guest):
     """The half minute of the default is too long for a test: what it is made of is looked at."""
+    from pyvmm.cli.configuration import make_config
     from pyvmm.cli.options import parse
-    from pyvmm.cli.run import make_config
     from pyvmm.cli.runoptions import RUN
 
     path = str(guest(guests.SPIN))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.scale import AXES, FIGURES, Samples, argv, growth, table
+from pyvmm.cli.configuration import make_config
 from pyvmm.cli.options import parse
-from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
 
 

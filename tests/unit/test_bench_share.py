@@ -13,8 +13,8 @@ import pytest
 from bench import share, virtio
 from bench.contenders import ROOT
 from bench.share import STREAMS, TESTS, Result, Samples, initramfs, pyvmm, qemu, ratio, table
+from pyvmm.cli.configuration import make_config
 from pyvmm.cli.options import parse
-from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
 
 SOURCE = ROOT / "bench" / "share_guest.c"

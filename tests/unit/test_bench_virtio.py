@@ -8,8 +8,8 @@ import pytest
 
 from bench import virtio
 from bench.virtio import BLOCK, CONSOLE, NET, TESTS, Pyvmm, Qemu, Result, Samples, announcement, needed
+from pyvmm.cli.configuration import make_config
 from pyvmm.cli.options import parse
-from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
 from pyvmm.slots import slots
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm.boot import load
+from pyvmm.cli.configuration import make_config
 from pyvmm.cli.options import parse
-from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
 from pyvmm.errors import LoadError, UsageError
 from pyvmm.vm import VM

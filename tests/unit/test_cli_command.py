@@ -13,10 +13,10 @@ import pytest
 from pyvmm.cli import command
 from pyvmm.cli import passing as module
 from pyvmm.cli.command import CommandRun
+from pyvmm.cli.configuration import make_config
 from pyvmm.cli.options import parse
 from pyvmm.cli.passing import Passing, variables
 from pyvmm.cli.rootfs import GuestFiles
-from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
 from pyvmm.errors import GuestAgentError, PyvmmError, UsageError
 from pyvmm.guest.session import Guest

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 import pyvmm as package
+from pyvmm.cli.configuration import make_config
 from pyvmm.cli.ending import ReportFile
 from pyvmm.cli.main import VERBS
 from pyvmm.cli.options import parse
-from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
 from tests.support.cli import LIMIT, environment, pyvmm
 

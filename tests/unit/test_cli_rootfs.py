@@ -8,9 +8,9 @@ import pytest
 
 from pyvmm.cli import rootfs
 from pyvmm.cli.command import guest_files
+from pyvmm.cli.configuration import make_config
 from pyvmm.cli.options import parse
 from pyvmm.cli.rootfs import NEW, GuestFiles
-from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
 from pyvmm.errors import GuestAgentError, PyvmmError, UsageError
 

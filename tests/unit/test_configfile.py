@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from pyvmm import VM, VmConfig
+from pyvmm.cli.configuration import make_config
 from pyvmm.cli.options import parse
-from pyvmm.cli.run import make_config
 from pyvmm.cli.runoptions import RUN
 from pyvmm.configfile import FIELDS, SEVERAL, SINGLE, lines_of, read_settings
 from pyvmm.errors import UsageError

@@ -193,7 +193,7 @@ def test_help_lists_every_option():
 
 
 def test_the_settings_of_a_vm_are_vmconfig_fields():
-    from pyvmm.cli.run import SETTINGS
+    from pyvmm.cli.configuration import SETTINGS
 
     for name in SETTINGS:
         assert name in {option.name for option in RUN}
