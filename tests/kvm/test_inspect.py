@@ -184,7 +184,7 @@ def test_an_interrupt_is_seen_on_its_way_from_the_line_to_the_local_apic():
 
 def test_a_vm_that_was_made_without_the_chips_says_so():
     with tiny_vm() as tiny:
-        vm = SimpleNamespace(vcpus=[tiny.vcpu])
+        vm = SimpleNamespace(vcpus=[tiny.vcpu], slots=())
         for name, lines in (("irqchip", 3), ("lapic", 1), ("pit", 1)):
             shown = views.look(vm, [name])
             assert len(shown) == lines and all("this VM has none in KVM" in line for line in shown), shown

@@ -47,6 +47,7 @@ def subject(vcpu: FakeVcpu, memory: GuestMemory, *, history: tuple[Pio, ...] = (
         loops=[SimpleNamespace(history=history)],
         stats=SimpleNamespace(exits={"IO": len(history)}, completed={"popcnt": 2}, unclaimed=3),
         virtio_devices=(),
+        slots=(),
         symbol=symbol,
         address_of=SYMBOLS.get,
     )

@@ -11,12 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyvmm import layout
+from pyvmm.backends.terminal import COMMANDS, HELP_TEXT
+from pyvmm.cli.ending import LOOKS
 from pyvmm.debug import chips, views, wakeups
+from pyvmm.debug.gdb.monitor import Monitor
 from pyvmm.debug.render import ranges
+from pyvmm.debug.shell.commands import Commands
 from pyvmm.debug.views import look, look_data
 from pyvmm.debug.views.lapic import Apic
 from pyvmm.errors import UsageError
 from pyvmm.kvm import assembly, msrs
+from pyvmm.slots import Slot
 from tests.support.fakevcpu import CHANNEL_MEMBERS, PIC_MEMBERS, machine
 from tests.unit.test_views import subject
 
@@ -135,21 +140,23 @@ def test_a_pin_is_shown_with_its_entry_once_somebody_has_set_it(vm):
     ioapic = vm.vcpus[0].vm.ioapic
     ioapic.redirtbl[5] = 0x0100_0000_0000_C835
     ioapic.redirtbl[9] = 0x0000_0000_0001_A129
+    vm.slots = [Slot("blk", 0, 0, 23), Slot("net", 0, 0, 23), Slot("rng", 0, 0, 10)]
     ioapic.irr, ioapic.id, ioapic.ioregsel = 1 << 5 | 1 << 23, 2, 0x1B
     assert lines(vm, "irqchip")[12:] == [
         "I/O APIC (82093AA): ID 0x2, at 0xfec00000, register 0x1b selected",
         "  IOREDTBL5 0x010000000000c835: VECTOR=0x35 DELIVERY=fixed MODE=logical POLARITY=high REMOTE_IRR TRIGGER=level"
         " DEST=0x1  <- requested",
         "  IOREDTBL9 0x000000000001a129: VECTOR=0x29 DELIVERY=lowest-priority MODE=physical POLARITY=low TRIGGER=level"
-        " MASKED DEST=0x0",
+        " MASKED DEST=0x0  (acpi-pm)",
         "  IOREDTBL23 0x0000000000010000: VECTOR=0x0 DELIVERY=fixed MODE=physical POLARITY=high TRIGGER=edge"
-        " MASKED DEST=0x0  <- requested",
+        " MASKED DEST=0x0  (blk0, net0)  <- requested",
         "  pins that nobody has set, all masked: 0-4, 6-8, 10-22",
     ]
     pins = look_data(vm, ["irqchip"])["ioapic"]["pins"]
     assert len(pins) == layout.IOAPIC_PINS
     assert [pins[5][name] for name in ("pin", "vector", "masked", "requested")] == [5, 0x35, False, True]
     assert "REMOTE_IRR" in pins[5]["fields"] and pins[9]["masked"]
+    assert [pins[pin]["devices"] for pin in (0, 1, 4, 10)] == [["pit"], [], ["serial"], ["rng0"]]
 
 
 # --- Local APIC ------------------------------------------------------------------------------------------------------
@@ -277,6 +284,23 @@ def test_the_pits_channels_are_shown(vm):
     data = look_data(vm, ["pit"])
     assert [channel["mode"] for channel in data["channels"]] == [2, 9, 0]
     assert (data["channels"][2]["latched_count"], data["channels"][0]["latched_count"]) == (77, None)
+
+
+# --- By which way they are asked for ---------------------------------------------------------------------------------
+
+
+def test_the_prompt_and_gdbs_monitor_show_them(vm, capsys):
+    names = Commands(SimpleNamespace(vm=vm, vcpu=0)).namespace
+    for words in (["irqchip"], ["lapic"], ["lapic", "0"], ["pit"]):
+        names[words[0]](*map(int, words[1:]))
+        expected = look(vm, words)
+        assert capsys.readouterr().out.splitlines() == expected
+        assert Monitor(vm).run(" ".join(words), 0, SimpleNamespace(physical=False)) == expected
+
+
+def test_every_key_behind_the_escape_key_that_shows_a_view_is_in_its_help():
+    for letter, name in LOOKS.items():
+        assert name in views.VIEWS and letter in COMMANDS.values() and f"{{key}} {letter.upper()} " in HELP_TEXT
 
 
 # --- What is not there -----------------------------------------------------------------------------------------------

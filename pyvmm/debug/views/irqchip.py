@@ -1,11 +1,12 @@
 """The interrupt controllers of the whole VM, which are KVM's own: both PICs and the I/O APIC, with its pins.
 
-Imports subject, render, the names of their registers and KVM's constants. Follows the Intel 8259A and 82093AA data
-sheets; what KVM tells of them is struct kvm_pic_state and struct kvm_ioapic_state (KVM API, 4.26).
+Imports subject, render, layout, the names of their registers and KVM's constants. Follows the Intel 8259A and 82093AA
+data sheets; what KVM tells of them is struct kvm_pic_state and struct kvm_ioapic_state (KVM API, 4.26).
 """
 
 from __future__ import annotations
 
+from pyvmm import layout
 from pyvmm.debug import render
 from pyvmm.debug.chips import IOREDTBL, PIC_LINES, pic_registers
 from pyvmm.debug.views.subject import of_kvm, vcpu_of
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 TITLES = {"pic": "master PIC", "pic2": "slave PIC", "ioapic": "I/O APIC"}
 CHIPS = (("pic", KVM_IRQCHIP_PIC_MASTER), ("pic2", KVM_IRQCHIP_PIC_SLAVE), ("ioapic", KVM_IRQCHIP_IOAPIC))
+PIT_GSI = 0
+"""Where KVM's PIT goes (Linux, arch/x86/kvm/i8254.c, pit_do_work)."""
 FIRST = {"pic": 0, "pic2": PIC_LINES}
 """The number of a PIC's first line."""
 PIC_MODES = (
@@ -41,18 +44,20 @@ def irqchip(vm: Subject) -> list[str]:
     Raises UsageError for a VM that has not been started.
     """
     lines: list[str] = []
+    owners = _owners(vm)
     for name, chip, why in _chips(vm):
-        lines += [why] if chip is None else _ioapic(chip.ioapic) if name == "ioapic" else _pic(name, chip.pic)
+        lines += [why] if chip is None else _ioapic(chip.ioapic, owners) if name == "ioapic" else _pic(name, chip.pic)
     return lines
 
 
 def irqchip_data(vm: Subject) -> dict[str, Any]:
     """The same for programs: `pic`, `pic2` and `ioapic`, null where KVM does not give it. Raises UsageError."""
     data: dict[str, Any] = {}
+    owners = _owners(vm)
     for name, chip, _ in _chips(vm):
         data[name] = None
         if chip is not None:
-            data[name] = _ioapic_data(chip.ioapic) if name == "ioapic" else _pic_data(chip.pic, FIRST[name])
+            data[name] = _ioapic_data(chip.ioapic, owners) if name == "ioapic" else _pic_data(chip.pic, FIRST[name])
     return data
 
 
@@ -62,6 +67,14 @@ def _chips(vm: Subject) -> Iterator[tuple[str, Any, str]]:
     for name, chip in CHIPS:
         found, why = of_kvm(TITLES[name], kvm.get_irqchip, chip)
         yield name, None if found is None else found.chip, why
+
+
+def _owners(vm: Subject) -> dict[int, list[str]]:
+    """Who has which interrupt, as far as pyvmm gives them out: not a program's own devices."""
+    found = {PIT_GSI: ["pit"], layout.SERIAL_IRQ: ["serial"], layout.SCI_IRQ: ["acpi-pm"]}
+    for slot in vm.slots:
+        found.setdefault(slot.gsi, []).append(slot.name)
+    return found
 
 
 # --- A PIC -----------------------------------------------------------------------------------------------------------
@@ -111,7 +124,7 @@ def _pins(ioapic: Any) -> Iterator[tuple[int, Register, int, bool]]:
         yield pin, register, int(ioapic.redirtbl[pin]), bool(ioapic.irr >> pin & 1)
 
 
-def _ioapic(ioapic: Any) -> Iterator[str]:
+def _ioapic(ioapic: Any, owners: dict[int, list[str]]) -> Iterator[str]:
     yield (
         f"I/O APIC (82093AA): ID {ioapic.id:#x}, at {ioapic.base_address:#x}, register {ioapic.ioregsel:#x} selected"
     )
@@ -120,12 +133,13 @@ def _ioapic(ioapic: Any) -> Iterator[str]:
         if value == REDIRECTION_MASKED and not requested:
             untouched.append(pin)
         else:
-            yield f"  {register.describe(value)}{'  <- requested' if requested else ''}"
+            owner = f"  ({', '.join(owners[pin])})" if pin in owners else ""
+            yield f"  {register.describe(value)}{owner}{'  <- requested' if requested else ''}"
     if untouched:
         yield f"  pins that nobody has set, all masked: {', '.join(render.ranges(untouched))}"
 
 
-def _ioapic_data(ioapic: Any) -> dict[str, Any]:
+def _ioapic_data(ioapic: Any, owners: dict[int, list[str]]) -> dict[str, Any]:
     return {
         "id": int(ioapic.id),
         "base": hex(ioapic.base_address),
@@ -133,6 +147,7 @@ def _ioapic_data(ioapic: Any) -> dict[str, Any]:
         "pins": [
             {
                 "pin": pin,
+                "devices": owners.get(pin, []),
                 "requested": requested,
                 "masked": bool(value & REDIRECTION_MASKED),
                 "vector": value & 0xFF,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pyvmm.config import VmConfig
     from pyvmm.memory import GuestMemory
+    from pyvmm.slots import Slot
 
     T = TypeVar("T")
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
         def stats(self) -> Any: ...
         @property
         def virtio_devices(self) -> Sequence[Any]: ...
+        @property
+        def slots(self) -> Sequence[Slot]: ...
 
         def symbol(self, address: int) -> str: ...
 
