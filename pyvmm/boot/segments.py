@@ -1,7 +1,7 @@
 """Segments and the GDT: what a segment register holds, and the descriptors that put it there.
 
 Imports nothing. Follows the Intel SDM volume 3A, 3.4.5 (descriptors) and 3.5 (system descriptors); sections
-are numbered as in the editions since 2022.
+are numbered as in the editions of 2023 (docs/course/appendix/further-reading.md says how they move).
 
 One GDT serves every mode. Its selectors are those that the Linux boot protocol asks of a 64-bit loader
 (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol": __BOOT_CS 0x10, __BOOT_DS 0x18); no other protocol

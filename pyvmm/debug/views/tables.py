@@ -1,7 +1,8 @@
 """GDT, LDT and IDT, decoded entry by entry.
 
 Imports subject, descriptors and the names of bits. Follows the Intel SDM volume 3A: 3.4.5 and 3.5 (segment and system
-descriptors, which take two slots in IA-32e mode: 3.5.2), 6.10 to 6.14 (gates), 21.1.4 (real mode's vector table).
+descriptors, which take two slots in IA-32e mode: 3.5.2), 6.10 to 6.14 (gates); volume 3B: 21.1.4 (real mode's vector
+table).
 """
 
 from __future__ import annotations
