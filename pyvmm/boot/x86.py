@@ -1,9 +1,8 @@
 """The state in which a processor meets its kernel: its registers, and the page tables of long mode.
 
 Imports segments and cpubits. Everything here is plain data and bytes: `pyvmm.kvm.setup` copies a `CpuState` into a
-vCPU, a loader copies the tables into guest memory. Follows the Intel SDM volume 3A,
-4.5 (4-level paging), and 3B, 21.1 (real-address mode). Application processors need nothing from here: KVM starts them as
-INIT and SIPI say.
+vCPU, a loader copies the tables into guest memory. Follows the Intel SDM volume 3A, 4.5 (4-level paging), and 3B, 21.1
+(real-address mode). Application processors need nothing from here: KVM starts them as INIT and SIPI say.
 """
 
 from __future__ import annotations
