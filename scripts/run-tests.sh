@@ -1,28 +1,48 @@
 #!/bin/sh
 # run-tests.sh PYTHON [PYTEST ARGUMENT...]: every test but the long counts, in three runs of pytest: most of them on two
 # cores, file by file in their order, so that short ones come last and fill up; those that measure alone; and, for root,
-# those that turn on permissions once more as an unprivileged user.
+# those that turn on permissions once more as an unprivileged user, beside the first run: mostly the boot of one guest.
 set -u
 
 python=$1
 shift
 status=0
+# Where nothing may be kept, each of the thousands of commands that are run would compile pyvmm anew.
+unset PYTHONDONTWRITEBYTECODE
+
+note() { # note RESULT: what pytest ended with
+    [ "$1" -eq 5 ] && return # nothing was selected
+    [ "$1" -eq 0 ] || status=$1
+}
 
 run() { # run TITLE COMMAND...
     echo "==> $1"
     shift
     "$@"
-    result=$?
-    [ $result -eq 5 ] && result=0 # pytest: nothing was selected
-    [ $result -eq 0 ] || status=$result
+    note $?
 }
 
+having() { # having TEXT: the files with it, as an option of pytest's, which need not read all the others then
+    echo "testpaths=$(grep -rlF --include='test_*.py' "$1" tests | sort | tr '\n' ' ')"
+}
+
+main="not serial"
+alone=serial
 if [ "$(id -u)" = 0 ]; then
-    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not serial and not unprivileged" "$@"
-    run "tests that run alone" "$python" -m pytest -q -m "serial and not unprivileged" "$@"
-    run "tests as an unprivileged user" scripts/as-nobody.sh "$python" -m pytest -q -m unprivileged "$@"
-else
-    run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not serial" "$@"
-    run "tests that run alone" "$python" -m pytest -q -m serial "$@"
+    main="$main and not unprivileged"
+    alone="$alone and not unprivileged"
+    said=$(mktemp)
+    trap 'rm -f "$said"' EXIT
+    trap 'exit 130' INT TERM
+    scripts/as-nobody.sh "$python" -m pytest -q -o "$(having '"unprivileged"')" -m unprivileged "$@" >"$said" 2>&1 &
 fi
+run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$main" "$@"
+if [ "$(id -u)" = 0 ]; then
+    echo "==> tests as an unprivileged user, beside them"
+    wait $!
+    result=$?
+    cat "$said"
+    note $result
+fi
+run "tests that run alone" "$python" -m pytest -q -o "$(having mark.serial)" -m "$alone" "$@"
 exit $status

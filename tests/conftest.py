@@ -11,6 +11,8 @@ import pytest
 
 from tests.support import needs, plain
 
+APART = {"serial": "mark.serial", "unprivileged": '"unprivileged"'}
+"""Tests that have runs of their own, by their mark, and by what scripts/run-tests.sh finds their files."""
 SKIP_REASON = re.compile(r"needs ([\w-]+): (.*)", re.DOTALL)
 
 
@@ -34,6 +36,7 @@ def _requirements(item: pytest.Item) -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     soak = config.getoption("--soak")
     chosen: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         names = _requirements(item)
         unknown = [name for name in names if name not in needs.REQUIREMENTS]
@@ -41,9 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{item.nodeid}: needs{tuple(unknown)} is not in tests/support/needs.py")
         if "unprivileged" in names:  # so that `-m unprivileged` picks what a second run, not by root, is for
             item.add_marker("unprivileged")
-        if (item.get_closest_marker("soak") is not None) == soak:
-            chosen.append(item)
-    dropped = [item for item in items if item not in set(chosen)]
+        for mark, text in APART.items():
+            if item.get_closest_marker(mark) is not None and text not in item.path.read_text():
+                raise pytest.UsageError(f"{item.nodeid}: its file does not say {text}, so no run would find it")
+        (chosen if (item.get_closest_marker("soak") is not None) == soak else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = chosen
