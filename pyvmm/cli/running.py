@@ -234,7 +234,7 @@ RUNNING = {
             inspect,
             "show what a running VM is, or what is in it",
             ("what", {"nargs": "*", "metavar": "WHAT", "help": VIEWS}),
-            ("--cpu", {"type": int, "metavar": "N", "help": "whose registers and page tables (default 0)"}),
+            ("--cpu", {"type": int, "metavar": "N", "help": "whose registers, page tables and local APIC (default 0)"}),
             ("--physical", {"action": "store_true", "help": "with dump: ADDR is guest-physical"}),
             JSON,
         ),

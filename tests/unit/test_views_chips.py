@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pyvmm import layout
 from pyvmm.backends.terminal import COMMANDS, HELP_TEXT
 from pyvmm.cli.ending import LOOKS
-from pyvmm.debug import chips, views, wakeups
+from pyvmm.debug import bits, chips, views, wakeups
 from pyvmm.debug.gdb.monitor import Monitor
 from pyvmm.debug.render import ranges
 from pyvmm.debug.shell.commands import Commands
 from pyvmm.debug.views import look, look_data
-from pyvmm.debug.views.lapic import Apic
+from pyvmm.debug.views.lapic import BASE_ENABLED, BASE_X2APIC, Apic
 from pyvmm.errors import UsageError
 from pyvmm.kvm import assembly, msrs
 from pyvmm.slots import Slot
@@ -72,6 +72,7 @@ def test_the_names_are_those_of_the_numbers_that_code_computes_with():
     assert "DELIVERY=NMI" in pin.describe(assembly.LVT_DELIVERY_NMI)
     assert "DELIVERY=ExtINT" in pin.describe(assembly.LVT_DELIVERY_EXTINT)
     assert len(chips.IOREDTBL) == layout.IOAPIC_PINS
+    assert bits.names(BASE_X2APIC | BASE_ENABLED, bits.APIC_BASE) == "x2APIC enabled"
 
 
 def test_every_register_has_its_section_and_no_two_fields_share_a_bit():
