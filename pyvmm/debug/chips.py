@@ -1,8 +1,8 @@
 """The registers of the chips that KVM models itself, by name and bit by bit: PICs, I/O APIC, local APIC.
 
-Imports registers and layout. A device of pyvmm's own declares its registers where it is; of these there is only the declaration.
-What code computes with is in `wakeups` and `pyvmm.kvm.assembly`; a test holds both together. Follows the Intel 8259A
-data sheet, the 82093AA data sheet and the SDM volume 3A, chapter 11; sections beside the registers.
+Imports registers and layout. A device of pyvmm's own declares its registers where it is; of these there is only the
+declaration. What code computes with is in `wakeups` and `pyvmm.kvm.assembly`; a test holds both together. Follows the
+Intel 8259A data sheet, the 82093AA data sheet and the SDM volume 3A, chapter 11; sections beside the registers.
 """
 
 from __future__ import annotations
