@@ -51,7 +51,7 @@ LARGEST = PAGE // MSIX_ENTRY_SIZE
 MESSAGES = 0xFEE
 """The upper 12 of 32 address bits of an interrupt message (Intel SDM volume 3A, 11.11.1); other messages get lost."""
 _MASKS = {0: 0xFFFFFFFC, 4: 0xFFFFFFFF, 8: 0xFFFFFFFF, 12: MSIX_ENTRY_CTRL_MASKBIT}
-"""What each dword of an entry keeps; the two low bits of the address are zero (6.8.2.7)."""
+"""What each dword of an entry keeps; the two low bits of the address are zero (6.8.2.6)."""
 
 
 class Msix(Stateful):

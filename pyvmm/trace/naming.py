@@ -156,34 +156,15 @@ class PciNames(Names):
         return f"{address >> 16 & 0xFF:02x}:{address >> 11 & 0x1F:02x}.{address >> 8 & 7} "
 
 
-def _config(section: str, *fields: tuple[str, int, int]) -> RegisterMap:
-    registers = (Register(name, at, f"virtio 1.3, {section}", width=width) for name, at, width in fields)
-    return RegisterMap(256, *registers)
+def _configuration(kind: int) -> Names | None:
+    """The fields of the configuration space of virtio devices of that type; None for an unknown one."""
+    from pyvmm.virtio.configspace import FIELDS, LENGTH, SECTIONS
 
-
-_CONFIG = {
-    1: _config(
-        "5.1.4",
-        *(*((f"mac[{at}]", at, 1) for at in range(6)), ("status", 6, 2), ("max_virtqueue_pairs", 8, 2), ("mtu", 10, 2)),
-    ),
-    2: _config(
-        "5.2.4",
-        *(("capacity", 0, 8), ("size_max", 8, 4), ("seg_max", 12, 4), ("geometry.cylinders", 16, 2)),
-        *(("geometry.heads", 18, 1), ("geometry.sectors", 19, 1), ("blk_size", 20, 4)),
-        *(("topology.physical_block_exp", 24, 1), ("topology.alignment_offset", 25, 1)),
-        *(("topology.min_io_size", 26, 2), ("topology.opt_io_size", 28, 4), ("writeback", 32, 1)),
-        *(("num_queues", 34, 2), ("max_discard_sectors", 36, 4), ("max_discard_seg", 40, 4)),
-        *(("discard_sector_alignment", 44, 4), ("max_write_zeroes_sectors", 48, 4)),
-        *(("max_write_zeroes_seg", 52, 4), ("write_zeroes_may_unmap", 56, 1)),
-        *(("max_secure_erase_sectors", 60, 4), ("max_secure_erase_seg", 64, 4)),
-        ("secure_erase_sector_alignment", 68, 4),
-    ),
-    3: _config("5.3.4", ("cols", 0, 2), ("rows", 2, 2), ("max_nr_ports", 4, 4), ("emerg_wr", 8, 4)),
-    5: _config("5.5.4", ("num_pages", 0, 4), ("actual", 4, 4), ("free_page_hint_cmd_id", 8, 4), ("poison_val", 12, 4)),
-    9: _config("5, 9P transport", ("tag_len", 0, 2), *((f"tag[{at}]", 2 + at, 1) for at in range(254))),
-    19: _config("5.10.4", ("guest_cid", 0, 8)),
-}
-"""The configuration space by the virtio device's type."""
+    if kind not in FIELDS:
+        return None
+    spec = f"virtio 1.3, {SECTIONS[kind]}"
+    elements = ((field.width, *element) for field in FIELDS[kind] for element in field.elements())
+    return Names(RegisterMap(LENGTH, *(Register(name, at, spec, width=width) for width, name, at in elements)))
 
 
 class _WithConfig(Names):
@@ -192,8 +173,7 @@ class _WithConfig(Names):
     def __init__(self, registers: RegisterMap, kind: int, begin: int, end: int) -> None:
         super().__init__(registers)
         self._begin, self._end = begin, end
-        fields = _CONFIG.get(kind)
-        self._config = None if fields is None else Names(fields)
+        self._config = _configuration(kind)
 
     def at(self, offset: int, is_write: bool, size: int) -> Found:
         if not self._begin <= offset < self._end:
@@ -245,7 +225,7 @@ class MsixNames(Names):
         if offset >= 0x1000:
             return Register("PENDING", offset, "PCI 3.0, 6.8.2.10", width=8), 0
         word = ("MSG_ADDR", "MSG_UPPER_ADDR", "MSG_DATA", "VECTOR_CTRL")[offset >> 2 & 3]
-        register = Register(f"{word}[{offset >> 4}]", offset & ~3, f"PCI 3.0, 6.8.2.{7 + (offset >> 2 & 3)}", width=4)
+        register = Register(f"{word}[{offset >> 4}]", offset & ~3, f"PCI 3.0, 6.8.2.{6 + (offset >> 2 & 3)}", width=4)
         return register, offset & 3
 
 

@@ -74,6 +74,7 @@ def test_what_the_stub_can_do_is_said(rig):
     assert {"QStartNoAckMode+", "qXfer:features:read+", "swbreak+", "hwbreak+"} <= set(features)
     assert rig.ask("vCont?") == "vCont;c;C;s;S;r"
     assert rig.ask("qAttached") == "1"
+    assert rig.ask("qC") == "QC1" and rig.ask("qCRC:1000,8") == ""  # another packet that begins alike
     assert rig.ask("?") == "T05thread:1;"
 
 

@@ -12,10 +12,10 @@ from pyvmm.pci import spec as pci
 from pyvmm.virtio import spec
 from pyvmm.virtio.balloon import VirtioBalloon
 from pyvmm.virtio.block import VirtioBlock
+from pyvmm.virtio.configspace import FIELDS
 from pyvmm.virtio.console import VirtioConsole
 from pyvmm.virtio.device import VirtioDevice
 from pyvmm.virtio.lint import RULES, Findings, LintedMmio, LintedPci
-from pyvmm.virtio.lint.config import FIELDS
 from pyvmm.virtio.lint.findings import LIMIT
 from pyvmm.virtio.net import VirtioNet
 from pyvmm.virtio.p9 import Virtio9p

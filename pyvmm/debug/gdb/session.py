@@ -218,8 +218,8 @@ class Session(Access):
         state = self.target.state(index)
         return f"vCPU {index}: {state.describe_mode() if state.whole else 'cannot be read'}".encode().hex().encode()
 
-    def _current(self, _: str) -> bytes:
-        return b"QC%x" % (self.thread + 1)
+    def _current(self, more: str) -> bytes:
+        return b"" if more else b"QC%x" % (self.thread + 1)  # qCRC, for one, begins alike
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 

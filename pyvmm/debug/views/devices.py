@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pyvmm.bus import Later
 from pyvmm.debug import render
+from pyvmm.virtio.configspace import FIELDS
 from pyvmm.virtio.featurenames import feature_names
-from pyvmm.virtio.lint.config import FIELDS
 from pyvmm.virtio.transport import Transport
 
 TYPE_CHECKING = False
