@@ -130,8 +130,10 @@ class _Play:
         self._clock: deque[float] = deque(one["value"] for one in said if one.get("name") == "clock")
         self._lines = deque(one for one in said if one["kind"] == "interrupt")
         self._calls = deque(one for one in said if one.get("name") not in ("clock", "output", None))
-        self._output = [(one["t"], bytes.fromhex(one["data"])) for one in said if one.get("name") == "output"]
-        self._text = b"".join(data for _, data in self._output)
+        output = [(one["t"], bytes.fromhex(one["data"])) for one in said if one.get("name") == "output"]
+        self._text = b"".join(data for _, data in output)
+        self._awaited = deque((t, len(data)) for t, data in output)  # what is not yet due
+        self._owed = 0  # bytes of `_text` that are
         self._written = 0
         self._last = 0.0
         self._rig = make(PLATFORM[device], self, {"mem": trace.header["mem"], "waits": True}, None, load)
@@ -194,13 +196,10 @@ class _Play:
 
     def _due(self, t: int | None) -> None:
         """All must have been said that was said before `t`."""
-        length = 0
-        for at, data in self._output:
-            if t is not None and at >= t:
-                break
-            length += len(data)
-        if self._written < length:
-            raise Parted(f"output {self._text[self._written : length][:80]!r}", "nothing yet")
+        while self._awaited and (t is None or self._awaited[0][0] < t):
+            self._owed += self._awaited.popleft()[1]
+        if self._written < self._owed:
+            raise Parted(f"output {self._text[self._written : self._owed][:80]!r}", "nothing yet")
         for queue, what in ((self._lines, "a change of the interrupt line"), (self._calls, "a call")):
             if queue and (t is None or queue[0]["t"] < t):
                 raise Parted(what, "nothing yet")
