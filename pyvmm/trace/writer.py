@@ -1,6 +1,6 @@
 """Writing a trace in the forms that other programs read: JSON lines, and the trace-event form of Perfetto.
 
-Imports nothing of pyvmm. The trace-event form is Google's ("Trace Event Format", 2016, JSON Object Format), which
+Imports fields. The trace-event form is Google's ("Trace Event Format", 2016, JSON Object Format), which
 ui.perfetto.dev and chrome://tracing open: a slice for each stay in KVM_RUN and each exit's handling on its vCPU's
 track, a counter for each queue's depth, instants for the rest. Each record is in the "args" of one event, so that
 nothing is lost; one event a line.
@@ -9,6 +9,8 @@ nothing is lost; one event a line.
 from __future__ import annotations
 
 import json
+
+from pyvmm.trace.fields import direction, number, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 _PID = 1
 _EVENTS = 1000
-"""The track of what is no vCPU's; those of devices follow."""
+"""The track of what is no vCPU's; those of devices follow. The tracks before are vCPUs'."""
 
 
 def write_lines(file: TextIO, records: Iterable[Record]) -> None:
@@ -50,28 +52,25 @@ def _events(records: Iterable[Record]) -> Iterator[Record]:
 
     for record in records:
         kind = record["kind"]
-        at = record.get("t", 0) / 1000
+        at = number(record, "t") / 1000
         event: Record = {"name": title(record), "cat": kind, "ph": "i", "s": "t", "ts": at, "pid": _PID}
         if kind == "trace":
-            yield _named("process_name", 0, f"pyvmm {record.get('kernel', '')}".strip())
-            for vcpu in range(record.get("cpus", 0)):
+            yield _named("process_name", 0, f"pyvmm {text(record, 'kernel')}".strip())
+            for vcpu in range(min(number(record, "cpus"), _EVENTS)):
                 yield _named("thread_name", vcpu, f"vCPU {vcpu}")
             event |= {"s": "p", "tid": 0}
         elif kind == "exit":
-            run = record["run"] / 1000
-            yield {"name": "KVM_RUN", "cat": "run", "ph": "X", "ts": at - run, "dur": run, "pid": _PID} | {
-                "tid": record["vcpu"]
-            }
+            vcpu, run = number(record, "vcpu"), number(record, "run") / 1000
+            yield {"name": "KVM_RUN", "cat": "run", "ph": "X", "ts": at - run, "dur": run, "pid": _PID, "tid": vcpu}
             del event["s"]
-            event |= {"ph": "X", "dur": record.get("handle", 0) / 1000, "tid": record["vcpu"]}
+            event |= {"ph": "X", "dur": number(record, "handle") / 1000, "tid": vcpu}
         elif kind in ("queue", "interrupt"):
-            name = record["device"]
+            name = text(record, "device")
             yield from track(name)
             event["tid"] = tracks[name]
             if "depth" in record:
-                yield {"name": f"{name} queue {record['queue']}", "ph": "C", "ts": at, "pid": _PID} | {
-                    "args": {"depth": record["depth"]}
-                }
+                counter = {"name": f"{name} queue {number(record, 'queue')}", "ph": "C", "ts": at, "pid": _PID}
+                yield counter | {"args": {"depth": number(record, "depth")}}
         else:
             yield from track("VM")
             event |= {"s": "g", "tid": tracks["VM"]}
@@ -87,13 +86,14 @@ def title(record: Record) -> str:
     """A record in a few words: "serial LSR", "blk0 queue 0 complete 3", "running"."""
     kind = record["kind"]
     if kind == "exit":
-        if "at" not in record:
-            return str(record["reason"])
-        what = record.get("register") or f"{record['at']:#x}"
-        return f"{record.get('device') or record['space']} {what} {'<-' if record['write'] else '->'}"
+        if "space" not in record:
+            return text(record, "reason") or "?"
+        what = text(record, "register") or f"{number(record, 'at'):#x}"
+        arrow = "<-" if direction(record) == "write" else "->"
+        return f"{text(record, 'device') or text(record, 'space')} {what} {arrow}"
     if kind == "queue":
-        count = f" {record['count']}" if "count" in record else ""
-        return f"{record['device']} queue {record['queue']} {record['event']}{count}"
+        count = f" {number(record, 'count')}" if "count" in record else ""
+        return f"{text(record, 'device')} queue {number(record, 'queue')} {text(record, 'event')}{count}"
     if kind == "interrupt":
-        return f"interrupt {record['gsi']} {record['level']}"
-    return str(record.get("state") or record.get("name") or kind)
+        return f"interrupt {number(record, 'gsi')} {record.get('level')}"
+    return text(record, "state") or text(record, "name") or str(kind)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pyvmm.cli.main import main
 from pyvmm.errors import STATUS_NOT_LOADABLE, STATUS_USAGE, STATUS_VMM_ERROR
 from pyvmm.trace import spool
 from tests.support.cli import pyvmm
@@ -177,3 +178,35 @@ def test_a_recording_whose_text_makes_no_sense_is_told_in_a_line(text, tmp_path)
         assert done.returncode == STATUS_NOT_LOADABLE and b"'device' that makes no sense" in done.stderr
     else:
         assert done.returncode == 0 and b"damaged" in done.stdout
+
+
+UNWRITTEN = {
+    "an access without more": {"kind": "exit", "space": "pio"},
+    "words for numbers": {"vcpu": "x", "at": "y", "t": "z", "run": "a", "handle": [], "size": {}, "count": None},
+    "no text": {"device": [1], "register": {}, "reason": 7, "write": "yes"},
+    "enormous numbers": {"at": 10**400, "vcpu": -1, "t": 1.5, "run": 10**400},
+    "a queue": {"kind": "queue", "depth": "deep"},
+    "an interrupt": {"kind": "interrupt"},
+    "a state": {"kind": "lifecycle", "state": ["running"]},
+}
+"""What no recorder writes: other fields of an access, or another record."""
+
+
+@pytest.mark.parametrize("name", UNWRITTEN)
+def test_a_record_that_no_recorder_writes_is_converted_as_far_as_it_says_something(name, tmp_path):
+    lines = write(tmp_path / "good.jsonl", boot(3)).read_text().splitlines()
+    access = next(found for found in map(json.loads, lines) if "space" in found)
+    odd = UNWRITTEN[name] if "kind" in UNWRITTEN[name] else access | UNWRITTEN[name]
+    path, out = tmp_path / "odd.jsonl", tmp_path / "out.json"
+    path.write_text("\n".join([*lines, json.dumps(odd)]) + "\n")
+    assert main(["trace", "convert", str(path), str(out)]) == 0
+    events = json.loads(out.read_text())["traceEvents"]
+    assert all(type(event[key]) in (int, float) for event in events for key in ("ts", "dur", "tid") if key in event)
+    assert [one["args"]["record"] for one in events if "record" in one.get("args", {})][-1] == odd
+
+
+def test_a_header_with_a_host_of_processors_makes_no_endless_file(tmp_path):
+    path, out = tmp_path / "many.jsonl", tmp_path / "out.json"
+    path.write_text(json.dumps(HEADER | {"cpus": 1 << 60}) + "\n")
+    assert main(["trace", "convert", str(path), str(out)]) == 0
+    assert len(out.read_text().splitlines()) < 2000
