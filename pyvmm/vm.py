@@ -1,7 +1,8 @@
 """A virtual machine: where everything below is put together, started, stopped and taken apart again.
 
 The composition root and the lifecycle, nothing else: what a machine consists of is `machine`, what a vCPU's thread
-does `runloop`, with what memory and processors a VM begins `booting` or `snapshot`, how it is ended `endings`.
+does `runloop`, with what memory and processors a VM begins `booting` or `snapshot`, who looks on `onlookers`, how it is
+ended `endings`.
 
     made -> running <-> paused -> ended -> closed
 
@@ -21,11 +22,10 @@ from pyvmm.booting import Booting
 from pyvmm.closing import close_all
 from pyvmm.config import VmConfig
 from pyvmm.consolelink import ConsoleLink
-from pyvmm.debug.diagnosis import Diagnosis
-from pyvmm.endings import Endings
 from pyvmm.errors import STATUS_TIME_LIMIT, STATUS_VMM_ERROR, UsageError, VcpuStuckError
 from pyvmm.guest.parts import GuestParts
 from pyvmm.machine import Machine
+from pyvmm.onlookers import Onlookers
 from pyvmm.runloop import Outcome, VcpuLoop, failure
 from pyvmm.slots import HVC, slots
 from pyvmm.steering import STUCK_AFTER, Control
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from pyvmm.attach import VirtioDevices
     from pyvmm.boot import LoadedKernel
     from pyvmm.consolelink import Console
-    from pyvmm.debug.gdb.server import GdbServer
-    from pyvmm.debug.report import CrashReport
     from pyvmm.kvm.host import Host
     from pyvmm.kvm.hot import NativeHot
     from pyvmm.kvm.vcpu import VcpuFd
@@ -49,7 +47,6 @@ if TYPE_CHECKING:
     from pyvmm.observe import Observer
     from pyvmm.slots import Slot
     from pyvmm.snapshot.restore import Restoring
-    from pyvmm.trace.recorder import Tracer
 
 LATER = (
     *(f"pyvmm.backends.{name}" for name in ("capture", "sink", "terminal")),
@@ -59,11 +56,9 @@ LATER = (
     *("pyvmm.registers", "pyvmm.state"),
 )
 """Modules that a guest which is soon over has no use for."""
-REPORTED = ("crash", "time-limit", "stuck", "panic")
-"""Outcomes that deserve a crash report."""
 
 
-class VM(Endings, GuestParts):
+class VM(Onlookers, GuestParts):
     """One virtual machine. Use it as a context manager, or call `start()` and `close()`.
 
     `kernel` and the keyword settings are those of `VmConfig` (or give `config`, ready made). `console` is a back-end
@@ -100,18 +95,10 @@ class VM(Endings, GuestParts):
         self.console: Console = console or _kept()
         self.loops: tuple[VcpuLoop, ...] = ()
         self.loaded: LoadedKernel | None = None
-        self._observers = tuple(observers)
         self._paused = paused
         self._control = Control()
-        self._diagnosis = Diagnosis(config, say)
         self._say = say
-        self.trace = trace
-        self._tracer: Tracer | None = None
-        self.gdb: GdbServer | None = None
-        if gdb is not None and gdb is not False:
-            from pyvmm.debug.gdb.server import GdbServer
-
-            self.gdb = GdbServer(gdb, say)
+        self._invite(observers, trace, gdb)
         self._transport = ""
         self._slots: list[Slot] = []
         self._virtio: VirtioDevices | None = None
@@ -268,12 +255,10 @@ class VM(Endings, GuestParts):
         from pyvmm.kvm import Kvm
         from pyvmm.kvm.assembly import add_memory, create_vm
 
-        if self.gdb is not None:
-            self._host_closers.append(self.gdb.close)
-            self.gdb.open()
+        self._open_gdb()
         kvm = Kvm()
         self._guest_closers.append(kvm.close)
-        tracer = self._trace()
+        tracer = self._make_tracer()
         memory = self._allocate()
         self._fd = fd = create_vm(kvm)
         self._guest_closers.append(fd.close)
@@ -314,16 +299,6 @@ class VM(Endings, GuestParts):
             for device in self.virtio_devices:
                 device.trace = tracer.queues(device)
 
-    def _trace(self) -> Tracer | None:
-        """What records the run, if that was asked for: its file is made now, and whole when all else is closed."""
-        if self.trace is not None:
-            from pyvmm.trace.recorder import Tracer
-
-            self._tracer = tracer = Tracer(os.fspath(self.trace), self._say)
-            self._host_closers.append(tracer.close)
-            self.listen(tracer.output)
-        return self._tracer
-
     def _hot(self) -> NativeHot | None:
         """What lets the run loop in C deal with accesses by itself; None where Python is to see them all."""
         if self.config.exits == "plain" or self.config.lint:
@@ -336,9 +311,7 @@ class VM(Endings, GuestParts):
 
     def _spawn(self) -> None:
         ports, mmio = self.machine.ports, self.machine.mmio
-        make: Callable[..., VcpuLoop] = VcpuLoop
-        if self.gdb is not None:
-            make = self._debugged(self.gdb)
+        make = self._maker_of_loops()
         self.loops = tuple(
             make(vcpu, ports, mmio, self._control, self._observers, self._repair(), self.machine.hot.drain)
             for vcpu in self._vcpus
@@ -381,10 +354,7 @@ class VM(Endings, GuestParts):
             limit = TimeLimit(self.config.timeout, lambda: sum(stood() for stood in self._standing), self._time_limit)
             self._host_closers.append(limit.cancel)
             limit.start()
-        if self.gdb is not None:
-            gdb = self.gdb
-            self.stands_for(lambda: gdb.stood)
-            gdb.start()
+        self._start_gdb()
         if not self._paused:
             self._catch_up()
 
@@ -449,65 +419,14 @@ class VM(Endings, GuestParts):
 
     # --- Inside ------------------------------------------------------------------------------------------------
 
-    def _debugged(self, gdb: GdbServer) -> Callable[..., VcpuLoop]:
-        """Let `gdb` have the VM, whose threads have not started; what makes a vCPU's loop then."""
-
-        def quiet(still: bool) -> None:
-            if self._virtio is not None and still:
-                self._virtio.pause()
-            elif self._virtio is not None and not self._control.pausing:
-                self._virtio.resume()
-
-        assert self.loaded is not None
-        gdb.begin(self, self._control, self.host.debug, quiet, self.loaded.path)
-        return gdb.loop
-
     def _virtio_output(self, data: bytes) -> None:
         """What the guest wrote to its other consoles before it comes first, though the loop in C may still have it."""
         self.machine.hot.drain()
         self._output(data)
 
-    def _output(self, data: bytes) -> None:
-        self._diagnosis.console.feed(data)
-        self.console.write(data)
-        for listener in self._listeners:
-            listener(data)
-
-    def _diagnose(self) -> None:
-        assert self.loaded is not None and self._fd is not None
-        self._host_closers.append(self._diagnosis.stop)
-        self._diagnosis.begin(self.loaded, self._control, self.loops, self._vcpus, self._fd, self.machine, self.memory)
-
     def _time_limit(self) -> None:
         detail = f"the time limit of {self.config.timeout:g} s was reached"
         self._control.end(Outcome("time-limit", STATUS_TIME_LIMIT, detail))
-
-    def _ended(self) -> None:
-        """On the last vCPU's thread: every vCPU stands still, nothing has been closed."""
-        self._ended_at = time.monotonic()
-        self.machine.hot.drain()
-        if self.gdb is not None:
-            self.gdb.withdraw()
-        if self._virtio is not None:
-            self._virtio.settle()
-        assert self._control.outcome is not None
-        self._control.outcome = outcome = self._diagnosis.judge(self._control.outcome)
-        if outcome.reason in REPORTED and outcome.report is None:
-            outcome.report = self._report(outcome)
-        self._announce("ended")
-        if self._tracer is not None:
-            self._tracer.end(outcome)
-        if self.gdb is not None:
-            self.gdb.ended(outcome)
-
-    def _report(self, outcome: Outcome) -> CrashReport:
-        return self._diagnosis.report(outcome)
-
-    def _announce(self, state: str) -> None:
-        for observer in self._observers:
-            observer.on_lifecycle(state)
-        if self._tracer is not None:
-            self._tracer.record("lifecycle", state=state)
 
 
 def _kept() -> Console:
