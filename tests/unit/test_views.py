@@ -77,6 +77,7 @@ def test_registers_are_shown_by_name_and_bit_by_bit(vm):
         "apic_base as a pointer: registers at 0xfee00000, BSP enabled",
         "dr0 0x1000",
         "SYSCALL loads CS 0x10, SYSRET 0x33",
+        f"{CODE + 0x40:#018x} <handler+0x0/0x40>",
     ):
         assert part in shown
     assert "xmm" not in shown
@@ -229,6 +230,7 @@ def test_gates_are_decoded_with_their_targets(vm):
     assert shown[at + 3].endswith("no gate: task gate, DPL 0, not present")
     data = look_data(vm, ["tables"])["idt"]["entries"]
     assert (data[0]["symbol"], data[0]["ist"], data[1]["vector"]) == ("handler+0x1/0x40", 1, 2)
+    assert data[0]["name"] == "#DE divide error" and "NMI" in data[1]["name"]
 
 
 def test_real_mode_has_a_table_of_vectors():
@@ -324,7 +326,7 @@ def test_virtio_devices_tell_registers_and_features_by_name(vm):
     assert "features: FLUSH VERSION_1" in shown
     assert f"configuration: capacity {CAPACITY}, seg_max " in shown and "geometry" not in shown
     assert "offered, not taken:" in shown and "RING_EVENT_IDX" in shown
-    assert text(vm, "queues").startswith("blk0: not live\n  queue 0: not enabled")
+    assert text(vm, "queues") == "blk0: not live\n  queue 0: not enabled"
     queue = device.queues[0]
     queue.size, queue.descriptors, queue.driver, queue.device = 8, 0x8000, 0x8100, 0x8200
     device.enable_queue(queue)
@@ -333,7 +335,61 @@ def test_virtio_devices_tell_registers_and_features_by_name(vm):
     shown = text(vm, "queues")
     assert "queue 0: size 8, 0 in flight, 3 waiting; available 3, used 0" in shown
     assert "descriptors 0x8000, available ring 0x8100, used ring 0x8200" in shown
-    json.dumps([look_data(vm, ["queues"]), look_data(vm, ["devices"])])
+    assert "no interrupts wanted" not in shown
+    vm.memory.write_u16(0x8100, 1)
+    assert "used 0, no interrupts wanted" in text(vm, "queues")
+    places = {"descriptors": "0x8000", "driver": "0x8100", "device": "0x8200"}
+    counts = {"available": 3, "used": 0, "taken": 0, "waiting": 3, "in_flight": 0, "no_interrupt": True}
+    queue_found = {"index": 0, "ready": True, "size": 8, "max_size": 256, **places, **counts}
+    assert look_data(vm, ["queues"]) == [{"name": "blk0", "live": True, "error": None, "queues": [queue_found]}]
+    found = json.loads(json.dumps(look_data(vm, ["devices"])))[-1]
+    assert (found["name"], found["space"], found["used"], found["error"]) == ("blk0", "gpa", True, None)
+    assert found["places"] == [{"base": "0xd0000000", "length": 4096}]
+    assert found["features"] == ["FLUSH", "VERSION_1"] and "RING_EVENT_IDX" in found["offered"]
+    assert found["configuration"]["capacity"] == CAPACITY
+    status = next(register for register in found["registers"] if register["name"] == "Status")
+    assert int(status["value"], 16) == 15 and "DRIVER_OK" in status["fields"] and "4.2.2" in status["spec"]
+
+
+GATES = {"base", "limit", "entries", "left_out", "empty", "note"}
+FIELDS = {
+    ("exits",): {"exits", "completed", "unclaimed", "vcpus"},
+    ("memory",): {"memory", "ports"},
+    ("tables",): {"gdt", "idt"},
+    ("disasm",): {"address", "rip", "instructions"},
+    ("paging", "0x100000"): {
+        *("vcpu", "gva", "symbol", "paging", "cr3", "entries", "gpa", "page"),
+        *("writable", "user", "executable", "what", "problem", "error_code"),
+    },
+}
+
+
+@pytest.mark.parametrize("words", FIELDS, ids=" ".join)
+def test_programs_find_what_a_view_shows_by_these_names(vm, words):
+    assert look_data(vm, words).keys() >= FIELDS[words]
+
+
+def test_what_is_in_lists_for_programs_has_names_too(vm):
+    tables_found, walked = look_data(vm, ["tables"]), look_data(vm, ["paging", "0x100000"])
+    assert tables_found["gdt"].keys() == tables_found["idt"].keys() == GATES
+    entry = {"selector", "base", "limit", "text", "dpl", "present", "used"}
+    assert tables_found["gdt"]["entries"][0].keys() == entry
+    assert walked["entries"][0] == {
+        "level": "PML4E",
+        "index": 0,
+        "gpa": "0x1000",
+        "value": "0x2003",
+        "flags": ["P", "W"],
+    }
+    assert (walked["symbol"], walked["gpa"]) == ("start+0x0/0x40", "0x100000")
+    assert look_data(vm, ["disasm"])["instructions"][0] == {
+        "address": "0x100000",
+        "bytes": "4831c0",
+        "text": "xor rax, rax",
+        "symbol": "start+0x0/0x40",
+    }
+    ports = {place["what"]: place for place in look_data(vm, ["memory"])["ports"]}
+    assert ports["serial"] == {"start": "0x3f8", "length": 8, "kind": "device", "what": "serial"}
 
 
 def test_features_have_the_names_of_the_standard():
@@ -352,6 +408,12 @@ def test_exits_are_counted_and_shown_once_where_they_repeat():
         "  IO out port 0x3f8 size 1 <- 0x61  (2 times)",
         "  IO in port 0x3fd size 1 -> 0x60",
     ]
+    counts = {"exits": {"IO": 3}, "completed": {"popcnt": 2}, "unclaimed": 3}
+    history = [
+        {"text": "IO out port 0x3f8 size 1 <- 0x61", "times": 2},
+        {"text": "IO in port 0x3fd size 1 -> 0x60", "times": 1},
+    ]
+    assert views.exits_data(vm) == {**counts, "vcpus": [history]}
 
 
 # --- Bytes and instructions ------------------------------------------------------------------------------------------
@@ -387,7 +449,7 @@ def test_a_dump_has_a_limit(vm, length):
 
 
 def test_the_end_of_the_address_space_is_the_end_of_a_dump(vm):
-    assert views.hexdump(vm, (1 << 64) - 16, 64) == ["fffffffffffffff0  not in RAM (64 bytes)"]
+    assert views.hexdump(vm, (1 << 64) - 16, 64) == ["fffffffffffffff0  not in RAM (16 bytes)"]
 
 
 def test_instructions_have_symbols_and_their_targets(vm):
@@ -444,6 +506,8 @@ def test_a_vcpu_that_is_not_there_gets_one_line(vm):
     for name in views.VIEWS:
         with pytest.raises(UsageError, match=r"there is no vCPU 7 \(expected 0 to 0\)"):
             look(vm, [name, *(["0"] if name == "dump" else [])], vcpu=7)
+    with pytest.raises(UsageError, match="there is no vCPU -1 "):
+        look(vm, ["registers"], vcpu=-1)
     vm.vcpus = []
     with pytest.raises(UsageError, match="has not been started"):
         look(vm, ["registers"])

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ROW = 16
 DUMP, DUMP_MOST = 256, 64 << 10
 """Bytes of a hexdump, by default and at most."""
+END = 1 << 64
+"""Where addresses end."""
 INSTRUCTIONS, INSTRUCTIONS_MOST = 8, 1024
 LONGEST = 15
 """Bytes of an instruction at most (SDM volume 2A, 2.3.11)."""
@@ -30,7 +32,7 @@ def read(vm: Subject, address: int, length: int, vcpu: int, physical: bool) -> l
     if not 0 < length <= DUMP_MOST:
         raise UsageError(f"{length} bytes to dump (expected 1 to {DUMP_MOST})")
     state = None if physical else whole_state_of(vm, vcpu)
-    pieces, at, end = [], address, min(address + length, 1 << 64)
+    pieces, at, end = [], address, min(address + length, END)
     while at < end:
         step = min(end - at, PAGE - at % PAGE)
         gpa = at if state is None else state.paging.translate(vm.memory, at)
@@ -46,7 +48,7 @@ def hexdump(vm: Subject, address: int, length: int = DUMP, *, vcpu: int = 0, phy
     What is not in RAM is said in a line. Raises UsageError, PyvmmError.
     """
     lines: list[str] = []
-    at = address
+    at, end = address, min(address + length, END)
     for start, data, gpa in read(vm, address, length, vcpu, physical):
         if start != at:
             lines.append(_gap(at, start))
@@ -54,8 +56,8 @@ def hexdump(vm: Subject, address: int, length: int = DUMP, *, vcpu: int = 0, phy
             lines.append(f"{start:#x}: gpa {gpa:#x}")
         lines += [_row(start + offset, data[offset : offset + ROW]) for offset in range(0, len(data), ROW)]
         at = start + len(data)
-    if at < address + length:
-        lines.append(_gap(at, address + length))
+    if at < end:
+        lines.append(_gap(at, end))
     return lines
 
 
