@@ -10,9 +10,9 @@ anything below the trigger level.
 
 A far end that waits sends nothing before the guest first attends to its input: has the interrupt for it connected, or
 polls, which is to read LSR POLLS times while there is input, and in between neither send, nor set IER, nor seek a
-character in vain. And
-until the guest has taken a first character, it sends again what a change of the FIFO's mode cleared. So what is typed
-ahead, or comes through a pipe, outlives a driver that probes the UART and sets it up step by step.
+character in vain. And until the guest has taken a first character, it sends again what a change of the FIFO's mode
+cleared. So what is typed ahead, or comes through a pipe, outlives a driver that probes the UART and sets it up step by
+step.
 
 Where a real UART would deassert its interrupt for the time that a character takes, the line falls and rises again, so
 that a driver behind an edge-triggered interrupt controller sees each interrupt. With the FIFO never filled beyond its

@@ -151,11 +151,7 @@ class Virtqueue:
         """
         size = self.size
         if not 0 < size <= self.max_size or size & (size - 1):
-            raise QueueError(
-                f"queue {self.index}: size {size} (expected a power of two up to {self.max_size})",
-                rule="queue-size",
-                queue=self.index,
-            )
+            raise self._wrong("queue-size", f"size {size} (expected a power of two up to {self.max_size})")
         parts = (
             ("descriptor table", self.descriptors, DESC_SIZE * size, DESC_ALIGN),
             ("available ring", self.driver, 6 + 2 * size, AVAIL_ALIGN),
@@ -164,27 +160,15 @@ class Virtqueue:
         views = []
         for name, gpa, length, align in parts:
             if gpa % align:
-                raise QueueError(
-                    f"queue {self.index}: {name} at {gpa:#x} (expected a multiple of {align})",
-                    rule="queue-misaligned",
-                    queue=self.index,
-                )
+                raise self._wrong("queue-misaligned", f"{name} at {gpa:#x} (expected a multiple of {align})")
             try:
                 views.append(memory.view(gpa, length))
             except GuestMemoryError:
-                raise QueueError(
-                    f"queue {self.index}: {name} at {gpa:#x}+{length:#x} is not in RAM",
-                    rule="queue-outside-ram",
-                    queue=self.index,
-                ) from None
+                raise self._wrong("queue-outside-ram", f"{name} at {gpa:#x}+{length:#x} is not in RAM") from None
         ordered = sorted(parts, key=lambda part: part[1])
         for (first, start, length, _), (second, gpa, _, _) in pairwise(ordered):
             if start + length > gpa:
-                raise QueueError(
-                    f"queue {self.index}: {first} and {second} overlap at {gpa:#x}",
-                    rule="queue-overlap",
-                    queue=self.index,
-                )
+                raise self._wrong("queue-overlap", f"{first} and {second} overlap at {gpa:#x}")
         self._table = views[0]
         self._avail = views[1].cast("H")
         self._used = views[2].cast("H")
@@ -194,6 +178,9 @@ class Virtqueue:
         self._event_idx = bool(features >> F_RING_EVENT_IDX & 1)
         self._indirect = bool(features >> F_RING_INDIRECT_DESC & 1)
         self.ready = True
+
+    def _wrong(self, rule: str, text: str) -> QueueError:
+        return QueueError(f"queue {self.index}: {text}", rule=rule, queue=self.index)
 
     @property
     def position(self) -> int | None:
@@ -235,24 +222,12 @@ class Virtqueue:
             return None
         size = self.size
         if waiting > size:
-            raise QueueError(
-                f"queue {self.index}: available index jumps by {waiting} in a ring of {size}",
-                rule="index-jump",
-                queue=self.index,
-            )
+            raise self._wrong("index-jump", f"available index jumps by {waiting} in a ring of {size}")
         head = self._avail[2 + (position & (size - 1))]
         if head >= size:
-            raise QueueError(
-                f"queue {self.index}: head {head} is made available in a table of {size}",
-                rule="head-out-of-range",
-                queue=self.index,
-            )
+            raise self._wrong("head-out-of-range", f"head {head} is made available in a table of {size}")
         if self._in_flight[head]:
-            raise QueueError(
-                f"queue {self.index}: head {head} is made available while it is in flight",
-                rule="descriptor-in-flight",
-                queue=self.index,
-            )
+            raise self._wrong("descriptor-in-flight", f"head {head} is made available while it is in flight")
         chain = self._walk(head)
         self._in_flight[head] = 1
         self._next_avail = (position + 1) & 0xFFFF
@@ -299,86 +274,46 @@ class Virtqueue:
                 continue
             left -= 1
             if left < 0:
-                raise QueueError(
-                    f"queue {self.index}: chain {head} is longer than the queue, or a loop",
-                    rule="chain-loop",
-                    queue=self.index,
-                )
+                raise self._wrong("chain-loop", f"chain {head} is longer than the queue, or a loop")
             total += length
             if total > CHAIN_LIMIT:
-                raise QueueError(
-                    f"queue {self.index}: chain {head} is longer than 2^32 bytes",
-                    rule="chain-too-long",
-                    queue=self.index,
-                )
+                raise self._wrong("chain-too-long", f"chain {head} is longer than 2^32 bytes")
             if length:
                 try:
                     view = memory.view(gpa, length)
                 except GuestMemoryError:
-                    raise QueueError(
-                        f"queue {self.index}: buffer at {gpa:#x}+{length:#x} is not in RAM",
-                        rule="buffer-outside-ram",
-                        queue=self.index,
-                    ) from None
+                    raise self._wrong("buffer-outside-ram", f"buffer at {gpa:#x}+{length:#x} is not in RAM") from None
                 if flags & DESC_F_WRITE:
                     writable.append(view)
                     gpas.append(gpa)
                 elif writable:
-                    raise QueueError(
-                        f"queue {self.index}: chain {head} has a readable buffer after a writable one",
-                        rule="readable-after-writable",
-                        queue=self.index,
+                    raise self._wrong(
+                        "readable-after-writable", f"chain {head} has a readable buffer after a writable one"
                     )
                 else:
                     readable.append(view)
             if not flags & DESC_F_NEXT:
                 return Chain(head, readable, writable, self._generation, gpas)
             if following >= entries:
-                raise QueueError(
-                    f"queue {self.index}: chain {head} goes on at {following} in a table of {entries}",
-                    rule="next-out-of-range",
-                    queue=self.index,
-                )
+                raise self._wrong("next-out-of-range", f"chain {head} goes on at {following} in a table of {entries}")
             at = following
 
     def _indirect_table(self, memory: GuestMemory, gpa: int, length: int, flags: int, inside: bool) -> bytes:
         """A copy of an indirect table: the driver could change it between two looks (2.7.5.3)."""
         if not self._indirect:
-            raise QueueError(
-                f"queue {self.index}: indirect descriptor, which was not negotiated",
-                rule="indirect-not-negotiated",
-                queue=self.index,
-            )
+            raise self._wrong("indirect-not-negotiated", "indirect descriptor, which was not negotiated")
         if inside:
-            raise QueueError(
-                f"queue {self.index}: indirect descriptor in an indirect table",
-                rule="indirect-nested",
-                queue=self.index,
-            )
+            raise self._wrong("indirect-nested", "indirect descriptor in an indirect table")
         if flags & DESC_F_NEXT:
-            raise QueueError(
-                f"queue {self.index}: indirect descriptor with NEXT", rule="indirect-next", queue=self.index
-            )
+            raise self._wrong("indirect-next", "indirect descriptor with NEXT")
         if length == 0 or length % DESC_SIZE:
-            raise QueueError(
-                f"queue {self.index}: indirect table of {length} bytes (expected a multiple of 16)",
-                rule="indirect-length",
-                queue=self.index,
-            )
+            raise self._wrong("indirect-length", f"indirect table of {length} bytes (expected a multiple of 16)")
         if length > DESC_SIZE * self.size:
-            raise QueueError(
-                f"queue {self.index}: indirect table of {length} bytes for a queue of {self.size}",
-                rule="indirect-too-long",
-                queue=self.index,
-            )
+            raise self._wrong("indirect-too-long", f"indirect table of {length} bytes for a queue of {self.size}")
         try:
             return memory.read(gpa, length)
         except GuestMemoryError:
-            raise QueueError(
-                f"queue {self.index}: indirect table at {gpa:#x}+{length:#x} is not in RAM",
-                rule="indirect-outside-ram",
-                queue=self.index,
-            ) from None
+            raise self._wrong("indirect-outside-ram", f"indirect table at {gpa:#x}+{length:#x} is not in RAM") from None
 
     def taken(self, head: int) -> Chain:
         """The chain that C has taken and has done with, but for giving it back: its buffers are not among it."""
