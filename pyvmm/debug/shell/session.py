@@ -1,7 +1,7 @@
 """The VM at the prompt: when it stands and when it goes on, where it stopped, and what can be called there.
 
-Imports its neighbours, the views, runloop's Outcome and errors. While the prompt is open the VM is paused, its time
-limit does not count, and the terminal is the prompt's; in between all three are the guest's.
+Imports its neighbours, the views, runloop's Outcome, threads and errors. While the prompt is open the VM is paused, its
+time limit does not count, and the terminal is the prompt's; in between all three are the guest's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 
+from pyvmm import threads
 from pyvmm.debug.shell.commands import Commands
 from pyvmm.debug.shell.prompt import Leave, Prompt
 from pyvmm.debug.shell.stops import ENTRY, Stop
@@ -51,6 +52,7 @@ class Shell:
         self._control = control
         self._standing = standing
         self._stands = False
+        self._takes = 0
         self._stood = self._since = 0.0
         vm.stands_for(lambda: self.stood)
         self._seen_end = False
@@ -127,8 +129,10 @@ class Shell:
         if lend is not None:
             lend()
         self._stands = True
+        self._takes += 1
         self._standing(True)
-        threading.Thread(target=self._interrupt_reads, args=(threading.current_thread(),), daemon=True).start()
+        if threading.current_thread() is threading.main_thread():
+            threads.start(threading.Thread(target=self._interrupt_reads, args=(self._takes,), name="shell"))
         if self.vm.exit is None:
             self.vm.pause()
         if self._hit is not None:
@@ -140,7 +144,9 @@ class Shell:
 
     def _give(self, resume: bool = True) -> None:
         """Let go of them."""
-        self._stood, self._stands = self.stood, False
+        with self._control.condition:
+            self._stood, self._stands = self.stood, False
+            self._control.condition.notify_all()
         self._standing(False)
         take_back = getattr(self.vm.console, "take_back", None)
         if take_back is not None:
@@ -288,16 +294,18 @@ class Shell:
         """Whether the run has been ended, while the prompt was open, by somebody else."""
         return self.vm.exit is not None and not self._seen_end
 
-    def _interrupt_reads(self, reader: threading.Thread) -> None:
-        """Who waits for a line would not see that the run has ended meanwhile."""
-        control = self._control
+    def _interrupt_reads(self, take: int) -> None:
+        """The main thread, while it waits for a line, would not see that the run has ended meanwhile."""
+        control, reader = self._control, threading.main_thread()
+
+        def stands() -> bool:
+            return self._stands and self._takes == take
+
         with control.condition:
-            control.condition.wait_for(lambda: control.outcome is not None or not self._stands)
-        if reader is not threading.main_thread():
-            return
+            control.condition.wait_for(lambda: control.outcome is not None or not stands())
         import signal
 
-        while self._stands and self._over():
+        while stands() and self._over():
             if self._prompt.reading and reader.ident is not None:
                 signal.pthread_kill(reader.ident, signal.SIGINT)
             time.sleep(INTERRUPT_AGAIN)
