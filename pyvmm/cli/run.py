@@ -103,6 +103,7 @@ class Run:
             self.report = ReportFile(values["report"])
         self.trace: str | None = values.get("trace")
         self._prompt: Shell | None = None
+        self._opening = 0.0
         self.narrator: Narrator | None = None
         if "explain" in values:
             from pyvmm.cli.explain import narrator, needs_lint
@@ -175,6 +176,8 @@ class Run:
         try:
             if self.config.name or self.waits:
                 self._listen(vm)
+            if self.shell is not None:
+                vm.stands_for(self._until_open)
             vm.start(lean=process.leaving)
             if process.leaving:
                 gc.freeze()
@@ -215,9 +218,17 @@ class Run:
         assert self.shell is not None and self.shell is not False
         if self._control is None:
             self._listen(vm)
-        self._prompt = vm.prompt("entry" if self.shell is True else self.shell, self.signals.interrupts)
-        self._prompt.serve()
+        prompt = vm.prompt("entry" if self.shell is True else self.shell, self.signals.interrupts)
+        self._until_open()
+        self._prompt = prompt
+        prompt.serve()
         return vm.wait()
+
+    def _until_open(self) -> float:
+        """Seconds that the VM has stood from its start until the prompt, which takes a while to load, can be opened."""
+        if self._prompt is None and self.vm is not None:
+            self._opening = self.vm.stats.seconds
+        return self._opening
 
     def _make_vm(self) -> VM:
         """The VM, which is not started yet."""

@@ -139,6 +139,17 @@ def test_time_at_the_prompt_does_not_count(folders):
     assert ended.returncode == 124 and b"'awake'" in ended.stderr
 
 
+def test_time_until_the_prompt_is_there_does_not_count(folders):
+    program = (
+        "import time; from pyvmm.cli import main; from pyvmm.vm import VM; prompt = VM.prompt\n"
+        "VM.prompt = lambda *given: (time.sleep(2), prompt(*given))[1]\nmain.process()"
+    )
+    words = ["run", str(write(folders, guests.SPIN)), "--shell", "--timeout", "1s"]
+    command = [sys.executable, "-c", program, *words]
+    ended = subprocess.run(command, input=b"'here'\n", capture_output=True, timeout=LIMIT, env=environment())
+    assert ended.returncode == 124 and b"'here'" in ended.stderr, ended.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [

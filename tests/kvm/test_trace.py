@@ -180,7 +180,7 @@ def test_with_a_full_disk_the_run_goes_on_and_what_is_lost_is_counted(tmp_path):
     # Real mode: write 'x' to the serial port 20,000 times, then debug exit 0.
     kernel = flat(tmp_path, bytes.fromhex("b9204e baf803 b078 ee e2fd baf400 b000 ee f4"))
     path = tmp_path / "run.jsonl"
-    room = (1 << 16) + 2 * (1 << 18)
+    room = 4 * (1 << 16) + 2 * (1 << 18)  # two pieces for the vCPU, however many of four the rest takes
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))

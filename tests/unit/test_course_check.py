@@ -227,7 +227,7 @@ def test_what_a_learners_code_does_is_told_in_a_line(made: Lesson, folder: Path,
 
 
 def test_code_that_never_ends_is_ended_with_all_it_started(made: Lesson, folder: Path) -> None:
-    made.time_limit = 1.0
+    made.time_limit = 4.0  # time to begin
     program = (
         "import subprocess, sys\ndef double(n):\n    p = subprocess.Popen([sys.executable, '-c', 'while 1: pass'])\n"
     )
@@ -235,9 +235,9 @@ def test_code_that_never_ends_is_ended_with_all_it_started(made: Lesson, folder:
     (folder / "exercise.py").write_text(program)
     began = time.monotonic()
     results = check(made, str(folder), live=False)
-    assert results[1].text == "it is not done after 1 seconds: does a loop never end?"
+    assert results[1].text == "it is not done after 4 seconds: does a loop never end?"
     assert len(results[1].output) == 2000
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     with pytest.raises(ProcessLookupError):
         for _ in range(100):
             os.kill(int((folder / "pid").read_text()), 0)
