@@ -121,7 +121,7 @@ class Onlookers(Endings):
         assert self._control.outcome is not None
         self._control.outcome = outcome = self._diagnosis.judge(self._control.outcome)
         if outcome.reason in REPORTED and outcome.report is None:
-            outcome.report = self._diagnosis.report(outcome)
+            outcome.report = self._diagnosis.report(outcome, stands=self.gdb is not None and self.gdb.stands)
         self._announce("ended")
         if self._tracer is not None:
             self._tracer.end(outcome)

@@ -82,10 +82,12 @@ class Processors:
         """Let one vCPU of a paused VM execute `count` instructions; returns its registers then.
 
         Fewer where the run ends meanwhile. A round of a repeated string instruction is an instruction here. Data
-        planes and the other vCPUs stand still all the while. Raises UsageError for a VM that is not paused,
+        planes and the other vCPUs stand still all the while. Raises UsageError for a VM that is not paused or no count,
         TimeLimitError if the vCPU does not get there in `timeout` seconds, as one that halts and that no interrupt
         wakes, and PyvmmError where this host's KVM has no single steps (see `pyvmm doctor`).
         """
+        if not isinstance(count, int) or count < 0:
+            raise UsageError(f"{str(count)[:40]!r} instructions to step (expected a number from 0 on)")
         if not 0 <= vcpu < len(self.loops):
             raise UsageError(f"there is no vCPU {vcpu} to step (there are {len(self.loops)})")
         from pyvmm.stepping import Steps

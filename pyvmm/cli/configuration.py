@@ -55,7 +55,7 @@ def make_config(arguments: Arguments) -> VmConfig:
     """
     kernel, *others = arguments.positional or [""]
     if others:
-        raise UsageError(f"one KERNEL expected, but there is also {others[0]!r}")
+        raise UsageError(f"one KERNEL expected, but there is also {others[0]!r}{_meant(arguments.values)}")
     values: dict[str, Any] = arguments.values
     file: dict[str, Any] = {}
     if "config" in values:
@@ -102,6 +102,15 @@ def make_config(arguments: Arguments) -> VmConfig:
         settings.setdefault("initrd", initrd)
     settings["kernel"] = kernel
     return VmConfig(**settings)
+
+
+def _meant(values: dict[str, Any]) -> str:
+    """What a word too many was perhaps meant for: a value behind an option that takes one only as `--x=VALUE`."""
+    from pyvmm.cli.options import OPTIONAL
+    from pyvmm.cli.runoptions import RUN
+
+    bare = [f"--{row.name}={row.metavar}" for row in RUN if row.kind == OPTIONAL and values.get(row.name) is True]
+    return f" (a value goes with its option as {bare[0]})" if bare else ""
 
 
 def _default_image() -> tuple[str, str]:

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     """Runs `pyvmm lesson argv`. Returns the exit status; raises PyvmmError."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal in another encoding than the lessons'
+    _end_in_order()
     verbs = {"start": _start, "check": _check, "record": _record}
     if argv[:1] and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
@@ -45,6 +46,19 @@ def main(argv: list[str]) -> int:
     if arguments.number is None:
         return _list()
     return _teach(_lesson(arguments.number), arguments.replay)
+
+
+def _end_in_order() -> None:
+    """Let a signal that would end the process at once end it as Ctrl-C does: what a check has made goes with it."""
+    import signal
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # not on every platform
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -159,15 +173,21 @@ def _print(lesson: Lesson, results: list[Result]) -> None:
             _indented(f"hint {number} of {len(result.exercise.hints)}: {hint}")
         if result.output.strip() and result.state == WRONG:
             print(f"{'':13}it printed:")
-            print("".join(f"{'':13}| {line}\n" for line in result.output.splitlines()), end="")
+            print("".join(f"{'':13}| {_visible(line)}\n" for line in result.output.splitlines()), end="")
     right, unchecked = (sum(result.state == state for result in results) for state in (RIGHT, UNCHECKED))
     print(f"{right} of {len(results)} right{f', {unchecked} not checked' if unchecked else ''}")
+
+
+def _visible(text: str) -> str:
+    """A line of what a learner's code says, without what would steer the terminal of whoever grades it."""
+    return "".join(one if one.isprintable() or one == "\t" else f"\\x{ord(one):02x}" for one in text)
 
 
 def _indented(text: str) -> None:
     import shutil
     import textwrap
 
+    text = _visible(text)
     columns = max(60, min(shutil.get_terminal_size().columns, 120))
     print(textwrap.fill(text, columns, initial_indent=" " * 13, subsequent_indent=" " * 13, break_long_words=False))
 

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _traceback()
         return error.exit_status
     except OSError as error:
-        log.error(str(error))
+        log.error(_about(error))
         _traceback()
         return STATUS_VMM_ERROR
     except Exception as error:
@@ -140,6 +140,17 @@ def _open_standard_descriptors() -> None:
 def _flush() -> None:
     if sys.stdout is not None:
         sys.stdout.flush()
+
+
+def _about(error: OSError) -> str:
+    """What failed, with the file or the stream that it was."""
+    if error.filename is None:
+        try:
+            _flush()
+        except OSError as again:  # what could not be written waits for another attempt
+            if again.errno == error.errno:
+                return f"standard output cannot be written: {error.strerror}"
+    return str(error)
 
 
 def _drop_unwritten() -> None:

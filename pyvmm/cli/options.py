@@ -134,12 +134,16 @@ def describe(program: str, table: Sequence[Option], positional: str, text: str) 
     """
     import argparse
 
+    class Formatter(argparse.HelpFormatter):
+        def format_help(self) -> str:
+            return super().format_help().replace(" [=", "[=")  # a value that may be left out is never a word of its own
+
     parser = argparse.ArgumentParser(
         prog=program,
         description=text,
         allow_abbrev=False,
         add_help=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30),
+        formatter_class=lambda prog: Formatter(prog, max_help_position=30),
     )
     parser.add_argument("kernel", metavar=positional, nargs="?", help="what is booted")
     for option in table:
@@ -149,6 +153,7 @@ def describe(program: str, table: Sequence[Option], positional: str, text: str) 
         if option.kind == FLAG:
             parser.add_argument(*names, action="store_true", help=help)
         else:
-            nargs = "?" if option.kind == OPTIONAL else None
-            parser.add_argument(*names, metavar=option.metavar, nargs=nargs, help=help)
+            optional = option.kind == OPTIONAL
+            metavar = f"={option.metavar}" if optional else option.metavar
+            parser.add_argument(*names, metavar=metavar, nargs="?" if optional else None, help=help)
     return parser

@@ -233,7 +233,7 @@ RUNNING = {
             "inspect",
             inspect,
             "show what a running VM is, or what is in it",
-            ("what", {"nargs": "*", "metavar": "WHAT", "help": VIEWS}),
+            ("what", {"nargs": "*", "default": [], "metavar": "WHAT", "help": VIEWS}),
             ("--cpu", {"type": int, "metavar": "N", "help": "whose registers, page tables and local APIC (default 0)"}),
             ("--physical", {"action": "store_true", "help": "with dump: ADDR is guest-physical"}),
             JSON,

@@ -100,7 +100,8 @@ def answers(lesson: Lesson, folder: str) -> dict[str, str]:
         raise UsageError(f"{path}: {error} (an answer is text in quotes or a number)") from None
     number = given.pop("lesson", lesson.number)
     if number != lesson.number:
-        raise UsageError(f"{folder} is the work folder of lesson {number}, not of {lesson.number}")
+        shown = repr(number) if isinstance(number, str) else str(number)
+        raise UsageError(f"{folder} is the work folder of lesson {shown}, not of {lesson.number}")
     for name, answer in given.items():
         if name not in names:
             raise UsageError(f"{path}: {name!r} is no question of this lesson (known: {', '.join(names) or 'none'})")

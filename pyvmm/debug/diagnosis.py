@@ -203,9 +203,12 @@ class Diagnosis:
         complaints = sorted(self.console.complaints, key=lambda complaint: complaint.kind != PANIC)
         return [line for complaint in complaints for line in complaint.lines][:REPORT_LINES]
 
-    def report(self, outcome: Outcome) -> CrashReport:
-        """The crash report. Every vCPU stands still."""
+    def report(self, outcome: Outcome, *, stands: bool = False) -> CrashReport:
+        """The crash report. Every vCPU stands still; `stands`: for a debugger, and did already before the end."""
+        from pyvmm.debug.evidence import Reason
         from pyvmm.debug.report import build
+
+        waits = stands and outcome.reason == "time-limit"
 
         return build(
             outcome.reason,
@@ -215,9 +218,10 @@ class Diagnosis:
             [list(loop.history) for loop in self._loops],
             self._watch.samples if self._watch is not None else (),
             [self._armed(vcpu) for vcpu in self._vcpus] if outcome.reason != "crash" else (),
-            self.hints(),
+            [Reason("the guest stands for a debugger (--gdb), and none is connected")] if waits else self.hints(),
             self.lines(),
             self.name,
+            guess=not waits,
         )
 
     def name(self, address: int) -> str:

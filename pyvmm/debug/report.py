@@ -174,13 +174,15 @@ def build(
     hints: Sequence[Reason] = (),
     console: Sequence[str] = (),
     name: Callable[[int], str] = lambda address: "",
+    *,
+    guess: bool = True,
 ) -> CrashReport:
     """Look at a VM all of whose vCPUs stand still.
 
     `reason` and `detail` are the outcome's. `histories` are each vCPU's last exits, oldest first, and `samples`
     values of each vCPU's RIP seen since its last exit, if anybody took some; `armed` is what could wake it (see
     `Evidence`); all in the order of `vcpus`. `hints` and `console` are the report's; `name` gives the function at a
-    linear address, or "".
+    linear address, or "". Without `guess` nothing is said of why a vCPU is where it is.
     """
     crashed = reason == "crash"
     guilty: list[VcpuReport] = []
@@ -190,7 +192,7 @@ def build(
         report = VcpuReport(capture(vcpu), memory, history, name)
         # A vCPU whose last exit was served did not end the run; it was only stopped with the one that did.
         concerned = not crashed or (bool(history) and not isinstance(history[-1], Pio | Mmio | Interrupted))
-        if concerned and report.state.whole and reason != "panic":
+        if concerned and report.state.whole and reason != "panic" and guess:
             seen = samples[at] if at < len(samples) else ()
             wakers = armed[at] if at < len(armed) else None
             evidence = Evidence(report.state, memory, history, seen, wakers)

@@ -148,6 +148,9 @@ def test_many_steps_and_the_guest_runs_on_unharmed(make):
     with make(STEPS, paused=True) as vm:
         assert vm.step(5).rip == 0x7C0A
         assert vm.step(0).rip == 0x7C0A
+        for count in (-1, "2", None):
+            with pytest.raises(UsageError, match=rf"{count}' instructions to step \(expected a number from 0 on\)"):
+                vm.step(count)
         vm.resume()
         assert vm.wait(LIMIT).status == 11
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import VM
+from pyvmm.cli.ending import report_text
 from pyvmm.images import guest
 from pyvmm.kvm.host import Host
 from tests.support.cli import ECHO, cpu_ticks, pyvmm, wait_for
@@ -224,7 +225,11 @@ def test_a_time_limit_does_not_count_at_a_stop_but_does_without_a_debugger() -> 
         time.sleep(4)
         assert vm.exit is None
         client.close()
-        assert vm.wait(60).reason == "time-limit"
+        outcome = vm.wait(60)
+    assert outcome.reason == "time-limit"
+    told = report_text(outcome)
+    assert "likely: the guest stands for a debugger (--gdb), and none is connected" in told
+    assert "computes without" not in told
 
 
 def test_a_snapshot_of_a_guest_that_stands_or_runs_has_no_int3(tmp_path: Path) -> None:

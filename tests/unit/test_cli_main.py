@@ -61,6 +61,11 @@ def test_every_verb_explains_itself(verb):
         (["boot"], "unknown verb 'boot'"),
         (["ru"], "unknown verb 'ru'"),
         (["run", "a", "b"], "one KERNEL expected, but there is also 'b'"),
+        (
+            ["run", "a", "--explain", "serial"],
+            "there is also 'serial' (a value goes with its option as --explain=DEVICE",
+        ),
+        (["run", "--gdb", "1234", "a"], "there is also 'a' (a value goes with its option as --gdb=PORT"),
         (["run", "k", "--"], "no command after --"),
         (["run", "k", "--console", "stdio", "--", "ls"], "standard input and output are the command's"),
         (["run", "k", "--env", "NO_SUCH_NAME", "--", "ls"], "--env: NO_SUCH_NAME has no value here"),
@@ -210,7 +215,7 @@ def test_output_onto_a_full_disk_is_one_line():
     with open("/dev/full", "wb") as full:
         done = pyvmm("--help", stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 125
-    assert lines(done.stderr) == ["pyvmm: [Errno 28] No space left on device"]
+    assert lines(done.stderr) == ["pyvmm: standard output cannot be written: No space left on device"]
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

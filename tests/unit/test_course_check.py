@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pyvmm.course.child import run_check, run_step
 from pyvmm.course.files import CourseError
 from pyvmm.course.lesson import Lesson, load_from
 from pyvmm.errors import PyvmmError, UsageError
-from tests.support.cli import environment, wait_for
+from tests.support.cli import environment, pyvmm, wait_for
 
 TOML = """number = 4
 title = "Ports"
@@ -126,6 +127,7 @@ def test_nothing_is_overwritten(made: Lesson, folder: Path, tmp_path: Path) -> N
         ('lesson = 4\ncom2 = "x"', "answers.toml: 'com2' is no question of this lesson (known: com1)"),
         ('lesson = 4\ncom1 = ["x"]', "answers.toml: com1 is ['x'] (expected text in quotes or a number)"),
         ("lesson = 5", "work is the work folder of lesson 5, not of 4"),
+        ('lesson = "4"', "work is the work folder of lesson '4', not of 4"),
         ("\xff", "answers.toml: 'utf-8' codec"),
     ],
 )
@@ -260,6 +262,35 @@ def test_what_runs_ends_with_who_runs_it(made: Lesson, folder: Path, tmp_path: P
     parent.kill()
     parent.wait()
     wait_for(lambda: not Path(f"/proc/{pid.read_text()}").exists(), "the step to end")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_check_that_a_signal_ends_leaves_nothing(number: int, tmp_path: Path) -> None:
+    scratch, work = tmp_path / "scratch", tmp_path / "work"
+    scratch.mkdir()
+    assert pyvmm("lesson", "start", "4", work).returncode == 0
+    (work / "exercise.py").write_text(
+        "import os\nopen(os.environ['PIDFILE'], 'w').write(str(os.getpid()))\nwhile True: pass\n"
+    )
+    pid = tmp_path / "pid"
+    command = [sys.executable, "-m", "pyvmm", "lesson", "check", "4", str(work), "--replay"]
+    variables = environment() | {"TMPDIR": str(scratch), "PIDFILE": str(pid)}
+    checking = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for(lambda: pid.exists() and pid.read_text(), "the check to begin")
+    checking.send_signal(number)
+    said = checking.communicate(timeout=60)
+    assert (checking.returncode, said) == (128 + number, (b"", b""))
+    assert os.listdir(scratch) == []
+    wait_for(lambda: not Path(f"/proc/{pid.read_text()}").exists(), "what was checked to end")
+
+
+def test_what_a_learners_code_says_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    assert pyvmm("lesson", "start", "4", work).returncode == 0
+    (work / "exercise.py").write_text("print('\\x1b[2J\\tseen')\nraise Exception('\\x1b[3J')\n")
+    done = pyvmm("lesson", "check", "4", work, "--replay")
+    assert done.returncode == 1 and b"\x1b" not in done.stdout
+    assert b"\\x1b[2J\tseen" in done.stdout and b"\\x1b[3J" in done.stdout
 
 
 def test_nobody_answers_what_a_learners_code_asks(made: Lesson, folder: Path) -> None:

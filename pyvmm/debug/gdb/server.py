@@ -80,6 +80,11 @@ class GdbServer:
         """Seconds that the VM has stood still for a debugger, which its time limit is longer by."""
         return 0.0 if self.target is None else self.target.stood
 
+    @property
+    def stands(self) -> bool:
+        """Whether the VM stands still for a debugger, connected or awaited."""
+        return self.target is not None and self.target.held
+
     def open(self) -> None:
         """Listen. Raises BackendError where that cannot be."""
         try:
