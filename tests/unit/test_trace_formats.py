@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pyvmm.trace import spool
 from pyvmm.trace.convert import convert
 from pyvmm.trace.reader import read
 from pyvmm.trace.recording import EVENTS_CHUNK, Recording
+from pyvmm.trace.writer import write_events
 from tests.support.cli import pyvmm
 from tests.support.traces import GREETING, HEADER, SpoolFile, sample
 
@@ -68,6 +70,42 @@ def test_trace_events_are_one_json_object_with_slices_counters_and_names(recorde
     slices = [event for event in events if event["ph"] == "X"]
     assert {event["name"] for event in slices} >= {"KVM_RUN", "serial LSR ->", "serial THR <-", "HLT"}
     assert all(event["dur"] >= 0 and "ts" in event and "tid" in event for event in slices)
+
+
+def test_each_record_is_one_event_and_more_that_go_with_it():
+    exit_ = {"kind": "exit", "t": 9000, "vcpu": 1, "reason": "HLT", "run": 4000, "handle": 500, "by": "python"}
+    queue = {"kind": "queue", "t": 9500, "device": "blk0", "queue": 2, "event": "take", "count": 3, "depth": 4}
+    notified = {"kind": "queue", "t": 9600, "device": "blk0", "queue": 2, "event": "interrupt"}
+    level = {"kind": "interrupt", "t": 9700, "device": "serial", "gsi": 4, "level": 1}
+    phase = {"kind": "phase", "t": 9800, "name": "init"}
+    file = StringIO()
+    write_events(file, [HEADER, exit_, queue, notified, level, phase])
+    made = json.loads(file.getvalue())
+    assert made["displayTimeUnit"] == "ns" and file.getvalue().count("\n") == len(made["traceEvents"]) + 2
+
+    def named(what, track, name):
+        return {"name": what, "ph": "M", "pid": 1, "tid": track, "args": {"name": name}}
+
+    def of(record, name, track, **more):
+        event = {"name": name, "cat": record["kind"], "ts": record.get("t", 0) / 1000, "pid": 1, "tid": track}
+        return event | {"args": {"record": record}, "ph": "i"} | more
+
+    assert made["traceEvents"] == [
+        named("process_name", 0, "pyvmm vmlinux"),
+        named("thread_name", 0, "vCPU 0"),
+        named("thread_name", 1, "vCPU 1"),
+        of(HEADER, "trace", 0, s="p"),
+        {"name": "KVM_RUN", "cat": "run", "ph": "X", "ts": 5, "dur": 4, "pid": 1, "tid": 1},
+        of(exit_, "HLT", 1, ph="X", dur=0.5),
+        named("thread_name", 1000, "blk0"),
+        {"name": "blk0 queue 2", "ph": "C", "ts": 9.5, "pid": 1, "args": {"depth": 4}},
+        of(queue, "blk0 queue 2 take 3", 1000, s="t"),
+        of(notified, "blk0 queue 2 interrupt", 1000, s="t"),
+        named("thread_name", 1001, "serial"),
+        of(level, "interrupt 4 1", 1001, s="t"),
+        named("thread_name", 1002, "VM"),
+        of(phase, "init", 1002, s="g"),
+    ]
 
 
 def test_the_sample_is_what_the_sample_s_bytes_say(recorded):
