@@ -1033,6 +1033,11 @@ def calls_it_valid(driver):
     packet(driver, flags=spec.NET_HDR_F_DATA_VALID)
 
 
+@plants("net-flags", "net", queue=1)
+def flags_without_checksums(driver):
+    packet(driver, flags=0x40)
+
+
 @plants("net-num-buffers", "net", queue=1)
 def num_buffers(driver):
     packet(driver, buffers=1)
@@ -1053,6 +1058,12 @@ def writable_output(driver):
 def short_message(driver):
     driver.bring_up()
     driver.send(3, [bytes(4)])
+
+
+@plants("console-event", "console", queue=3)
+def adds_a_port(driver):
+    driver.bring_up()
+    driver.send(3, [pack("<IHH", 1, spec.CONSOLE_DEVICE_ADD, 1)])
 
 
 @plants("rng-readable", "rng", queue=0)

@@ -5,6 +5,8 @@ Imports the device models' own judges, and spec. With the device's `plane` held;
 
 from __future__ import annotations
 
+from struct import Struct
+
 from pyvmm.virtio.block_request import HEADER, Refused, parse
 from pyvmm.virtio.netheader import HEADER as NET_HEADER
 from pyvmm.virtio.netheader import transmitted
@@ -19,18 +21,23 @@ from pyvmm.virtio.spec import (
     BLK_T_IN,
     BLK_T_OUT,
     BLK_T_WRITE_ZEROES,
+    CONSOLE_DEVICE_READY,
+    CONSOLE_PORT_OPEN,
+    CONSOLE_PORT_READY,
     ID_BALLOON,
     ID_BLOCK,
     ID_CONSOLE,
     ID_NET,
     ID_RNG,
     ID_VSOCK,
+    NET_F_CSUM,
     NET_F_GUEST_TSO4,
     NET_F_GUEST_TSO6,
     NET_F_GUEST_UFO,
     NET_F_MRG_RXBUF,
     NET_F_MTU,
     NET_HDR_F_DATA_VALID,
+    NET_HDR_F_NEEDS_CSUM,
     NET_HDR_LENGTH,
     SECTOR,
     VSOCK_OP_RW,
@@ -54,8 +61,10 @@ ETHERNET, VLAN_TAG = 14, 4
 """Bytes that a packet has beside what its MTU allows."""
 STATISTICS, PFN = 2, 4
 """5.5.2, 5.5.6: the queue of a balloon that comes after those for pages; bytes of a page's number."""
-CONTROL_TRANSMIT, CONTROL = 3, 8
-"""5.3.2, 5.3.6.2: the queue of a console, and bytes of a message in it."""
+CONTROL_TRANSMIT, CONTROL = 3, Struct("<IHH")
+"""5.3.2: the queue of a console; struct virtio_console_control (5.3.6.2): id, event, value."""
+DRIVER_EVENTS = (CONSOLE_DEVICE_READY, CONSOLE_PORT_READY, CONSOLE_PORT_OPEN)
+"""5.3.6.2: what a driver may say in such a message."""
 LARGE_BUFFER, BUFFER = 65562, 1526
 """5.1.6.3.1: bytes that a receive buffer should have, with and without segments that were put together."""
 
@@ -123,7 +132,8 @@ def _net_transmit(found: Found, device: VirtioDevice, chain: Chain) -> None:
         return
     header = chain.read(0, NET_HDR_LENGTH)
     flags, gso, _, _, _, _, buffers = NET_HEADER.unpack(header)
-    if flags & (NET_HDR_F_DATA_VALID | RSC_INFO):
+    checksums = device.features >> NET_F_CSUM & 1
+    if flags & (NET_HDR_F_DATA_VALID | RSC_INFO if checksums else ~NET_HDR_F_NEEDS_CSUM):
         found("net-flags", f"{flags:#x}")
     if buffers:
         found("net-num-buffers", f"{buffers}")
@@ -139,6 +149,16 @@ def _directed(found: Found, rule: str, chain: Chain, *, readable: bool) -> None:
     wrong = chain.writable_length if readable else chain.readable_length
     if wrong:
         found(rule, f"{wrong} bytes {'writable' if readable else 'readable'}")
+
+
+def _console_control(found: Found, chain: Chain) -> None:
+    data = chain.read(0, CONTROL.size)
+    if len(data) < CONTROL.size:
+        found("console-control", f"{len(data)} bytes")
+        return
+    _, event, _ = CONTROL.unpack(data)
+    if event not in DRIVER_EVENTS:
+        found("console-event", f"event {event}")
 
 
 def _balloon(found: Found, queue: Virtqueue, chain: Chain) -> None:
@@ -173,8 +193,8 @@ def judge(found: Found, device: VirtioDevice, queue: Virtqueue, chain: Chain) ->
         (_net_transmit if index else _net_receive)(found, device, chain)
     elif kind == ID_CONSOLE:
         _directed(found, "console-direction", chain, readable=bool(index & 1))
-        if index == CONTROL_TRANSMIT and chain.readable_length < CONTROL:
-            found("console-control", f"{chain.readable_length} bytes")
+        if index == CONTROL_TRANSMIT:
+            _console_control(found, chain)
     elif kind == ID_RNG:
         _directed(found, "rng-readable", chain, readable=False)
     elif kind == ID_BALLOON:
