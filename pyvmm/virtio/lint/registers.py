@@ -1,15 +1,16 @@
 """What a driver does with the registers of one device, judged access by access (2.1, 2.2, 3.1, 4.1, 4.2).
 
-Imports config, queues, requests, findings and spec. Registers go by MMIO's names here, whichever the transport; a
+Imports config, queues, requests, findings, the balloon and spec. Registers go by MMIO's names here, whichever the transport; a
 finding names the transport's own. Every call but those from the queues has the device's `lock` held. A device that is
 found at work, as after a restore, is taken to have been set up well.
 """
 
 from __future__ import annotations
 
+from pyvmm.virtio.balloon import STATISTICS
 from pyvmm.virtio.lint.config import ConfigLint
 from pyvmm.virtio.lint.queues import QueueLint
-from pyvmm.virtio.lint.requests import STATISTICS, judge
+from pyvmm.virtio.lint.requests import judge
 from pyvmm.virtio.spec import (
     BALLOON_F_STATS_VQ,
     F_VERSION_1,

@@ -1,13 +1,14 @@
 """What a driver asks of a device in a chain, judged by the kind of device (virtio 1.3, 5).
 
-Imports the device models' own judges, and spec. With the device's `plane` held; chains are well-formed.
+Imports the device models, their own judges among them, and spec. With the device's `plane` held; chains are well-formed.
 """
 
 from __future__ import annotations
 
-from struct import Struct
-
+from pyvmm.virtio.balloon import PFN, STATISTICS
 from pyvmm.virtio.block_request import HEADER, Refused, parse
+from pyvmm.virtio.console import CONTROL, CONTROL_TRANSMIT
+from pyvmm.virtio.net import ETHERNET, VLAN_TAG
 from pyvmm.virtio.netheader import HEADER as NET_HEADER
 from pyvmm.virtio.netheader import transmitted
 from pyvmm.virtio.spec import (
@@ -57,12 +58,6 @@ if TYPE_CHECKING:
 
 RSC_INFO = 4
 """VIRTIO_NET_HDR_F_RSC_INFO (5.1.6): like DATA_VALID, a device's."""
-ETHERNET, VLAN_TAG = 14, 4
-"""Bytes that a packet has beside what its MTU allows."""
-STATISTICS, PFN = 2, 4
-"""5.5.2, 5.5.6: the queue of a balloon that comes after those for pages; bytes of a page's number."""
-CONTROL_TRANSMIT, CONTROL = 3, Struct("<IHH")
-"""5.3.2: the queue of a console; struct virtio_console_control (5.3.6.2): id, event, value."""
 DRIVER_EVENTS = (CONSOLE_DEVICE_READY, CONSOLE_PORT_READY, CONSOLE_PORT_OPEN)
 """5.3.6.2: what a driver may say in such a message."""
 LARGE_BUFFER, BUFFER = 65562, 1526
