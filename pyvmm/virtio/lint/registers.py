@@ -1,8 +1,8 @@
 """What a driver does with the registers of one device, judged access by access (2.1, 2.2, 3.1, 4.1, 4.2).
 
-Imports config, queues, requests, findings, the balloon and spec. Registers go by MMIO's names here, whichever the transport; a
-finding names the transport's own. Every call but those from the queues has the device's `lock` held. A device that is
-found at work, as after a restore, is taken to have been set up well.
+Imports config, queues, requests, findings, the balloon and spec. Registers go by MMIO's names here, whichever the
+transport; a finding names the transport's own. Every call but those from the queues has the device's `lock` held. A
+device that is found at work, as after a restore, is taken to have been set up well.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a driver asks of a device in a chain, judged by the kind of device (virtio 1.3, 5).
 
-Imports the device models, their own judges among them, and spec. With the device's `plane` held; chains are well-formed.
+Imports the device models, with their own judges, and spec. With the device's `plane` held; chains are well-formed.
 """
 
 from __future__ import annotations
