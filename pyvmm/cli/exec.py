@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
         arguments = parse(EXEC, argv)
         values: dict[str, Any] = arguments.values
         if "help" in values:
-            print(describe("pyvmm exec", EXEC, "NAME", HELP + ": pyvmm exec NAME -- CMD...").format_help(), end="")
+            text = f"{HELP}: pyvmm exec NAME -- CMD..."
+            print(describe("pyvmm exec", EXEC, "NAME", "what the VM is called (pyvmm ps)", text).format_help(), end="")
             return 0
         if len(arguments.positional) != 1:
             raise UsageError(f"one NAME expected, and then -- CMD, but there is {arguments.positional or 'none'}")

@@ -127,16 +127,24 @@ def split_commas(text: str) -> list[str]:
     return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
 
 
-def describe(program: str, table: Sequence[Option], positional: str, text: str) -> argparse.ArgumentParser:
+def describe(
+    program: str, table: Sequence[Option], positional: str, what: str, text: str, *, needed: bool = True
+) -> argparse.ArgumentParser:
     """An argparse parser of the same table, for its help; never for parsing.
 
-    `positional` is how the usage line calls what is no option, `text` the sentence above the options.
+    `positional` is how the usage line calls what is no option, `what` says what that is and `needed` whether it may
+    not be left out; `text` is the sentence above the options.
     """
     import argparse
 
     class Formatter(argparse.HelpFormatter):
+        """With `--x[=V]` for a value that may be left out: it is never a word of its own."""
+
+        def _format_action_invocation(self, action: argparse.Action) -> str:
+            return super()._format_action_invocation(action).replace(" [=", "[=")
+
         def format_help(self) -> str:
-            return super().format_help().replace(" [=", "[=")  # a value that may be left out is never a word of its own
+            return super().format_help().replace(" [=", "[=")
 
     parser = argparse.ArgumentParser(
         prog=program,
@@ -145,7 +153,7 @@ def describe(program: str, table: Sequence[Option], positional: str, text: str) 
         add_help=False,
         formatter_class=lambda prog: Formatter(prog, max_help_position=30),
     )
-    parser.add_argument("kernel", metavar=positional, nargs="?", help="what is booted")
+    parser.add_argument("what", metavar=positional, nargs=None if needed else "?", help=what)
     for option in table:
         names = [f"-{option.short}"] if option.short else []
         names.append(f"--{option.name}")

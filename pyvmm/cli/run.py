@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         arguments = parse(RUN, argv)
         if "help" in arguments.values:
             text = "Boot KERNEL, or the tiny Linux, in a virtual machine; standard output is the guest's console."
-            print(describe("pyvmm run", RUN, "KERNEL", text).format_help(), end="")
+            print(describe("pyvmm run", RUN, "KERNEL", "what is booted", text, needed=False).format_help(), end="")
             return 0
         if "version" in arguments.values:
             from pyvmm.cli.main import version

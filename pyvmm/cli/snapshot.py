@@ -93,7 +93,7 @@ def restore(argv: list[str]) -> int:
     arguments = parse(RESTORE, argv)
     if "help" in arguments.values:
         text = "Go on from the snapshot in the folder PATH, in a new VM; standard output is the guest's console."
-        print(describe("pyvmm snapshot restore", RESTORE, "PATH", text).format_help(), end="")
+        print(describe("pyvmm snapshot restore", RESTORE, "PATH", "the snapshot's folder", text).format_help(), end="")
         return 0
     return Restored(arguments, signals).main()
 

@@ -187,7 +187,7 @@ def test_names_and_letters_are_given_once():
 
 
 def test_help_lists_every_option():
-    text = describe("pyvmm run", RUN, "KERNEL", "Boot.").format_help()
+    text = describe("pyvmm run", RUN, "KERNEL", "what is booted", "Boot.", needed=False).format_help()
     for option in RUN:
         assert f"--{option.name}" in text and (not option.short or f"-{option.short}" in text)
 
@@ -225,3 +225,18 @@ def test_the_reference_documents_every_option_and_no_other():
     first_cells = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
     documented = set(re.findall(r"`(--?[\w-]+)`", first_cells))
     assert documented == {f"--{option.name}" for option in RUN} | {f"-{option.short}" for option in RUN if option.short}
+
+
+# --- Help -------------------------------------------------------------------------------------------------------
+
+
+def test_the_help_writes_each_option_as_it_is_given():
+    shown = describe("pyvmm x", RUN, "NAME", "what it is called", "Do it.").format_help()
+    usage, _, options = shown.partition("Do it.")
+    assert usage.endswith("NAME\n\n") and "  NAME  " in options and "what it is called" in options
+    for option in RUN:
+        if option.kind == OPTIONAL:
+            assert f"[--{option.name}[={option.metavar}]]" in " ".join(usage.split())
+            assert f"  --{option.name}[={option.metavar}]" in options
+    columns = {len(line) - len(line.lstrip()) for line in options.splitlines() if line.startswith(" " * 10)}
+    assert len(columns) == 1, "the texts of all options begin in one column"
