@@ -1,13 +1,12 @@
 """Where each virtio device of a VM will be found: a page of registers and an interrupt, by its place in the list.
 
-Imports layout, the words of the kernel's command line, and errors. A kernel can so be told of its devices, by ACPI or
-on its command line, before any of them exists.
+Imports layout and errors, and the words of the kernel's command line if there are any. A kernel can so be told of its
+devices, by ACPI or on its command line, before any of them exists.
 """
 
 from __future__ import annotations
 
 from pyvmm import layout
-from pyvmm.boot.commandline import console_device, without_acpi
 from pyvmm.errors import UsageError
 
 TYPE_CHECKING = False
@@ -45,11 +44,20 @@ class Slot:
         return f"virtio_mmio.device={layout.VIRTIO_MMIO_SIZE >> 10}K@{self.gpa:#x}:{self.gsi}"
 
 
+def on_hvc(config: VmConfig) -> bool:
+    """Whether the guest's console is the virtio console's first port."""
+    if HVC not in config.append:
+        return False
+    from pyvmm.boot.commandline import console_device
+
+    return console_device(config.append) == HVC
+
+
 def wanted(config: VmConfig) -> list[tuple[str, int]]:
     """The devices that `config` asks for, each a kind and its number."""
     found = [("blk", number) for number in range(len(config.disks))]
     found += [("net", number) for number in range(len(config.nets))]
-    if config.ports or console_device(config.append) == HVC:
+    if config.ports or on_hvc(config):
         found.append(("console", 0))
     if config.rng is not None:
         found.append(("rng", 0))
@@ -65,6 +73,8 @@ def wanted(config: VmConfig) -> list[tuple[str, int]]:
 def slots(config: VmConfig, transport: str = "mmio") -> list[Slot]:
     """The slots of all devices that `config` asks for. Raises UsageError for more than there is room for."""
     found = wanted(config)
+    if not found:
+        return []
     if transport == "pci":
         if len(found) > layout.PCI_DEVICES:
             raise UsageError(f"{len(found)} virtio devices: a PCI bus has room for {layout.PCI_DEVICES}")
@@ -82,6 +92,8 @@ def slots(config: VmConfig, transport: str = "mmio") -> list[Slot]:
 
 
 def _mmio_gsis(config: VmConfig) -> tuple[int, ...]:
+    from pyvmm.boot.commandline import without_acpi
+
     return layout.VIRTIO_GSIS + (() if without_acpi(config.append) else layout.VIRTIO_HIGH_GSIS)
 
 

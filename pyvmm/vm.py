@@ -17,7 +17,6 @@ import threading
 import time
 
 from pyvmm import layout, threads
-from pyvmm.boot.commandline import console_device
 from pyvmm.booting import Booting
 from pyvmm.closing import close_all
 from pyvmm.config import VmConfig
@@ -27,7 +26,7 @@ from pyvmm.guest.parts import GuestParts
 from pyvmm.machine import Machine
 from pyvmm.onlookers import Onlookers
 from pyvmm.runloop import Outcome, VcpuLoop, failure
-from pyvmm.slots import HVC, slots
+from pyvmm.slots import on_hvc, slots
 from pyvmm.steering import STUCK_AFTER, Control
 
 TYPE_CHECKING = False
@@ -366,7 +365,7 @@ class VM(Onlookers, GuestParts):
             port.output = self._virtio_output
             port.on_input_drained = self.console.input_ready
             link.also_holds(port)
-            if console_device(self.config.append) == HVC:
+            if on_hvc(self.config):
                 link.receive = port.receive
         return link
 

@@ -27,7 +27,7 @@ DENIED = {
 }
 """What a plain run may not import: each costs milliseconds (DESIGN of the command line: under 50 ms of CPU)."""
 
-NOT_YET = {"_socket", "pyvmm.cli.ending", "pyvmm.control.server", *LATER}
+NOT_YET = {"_socket", "pyvmm.boot.commandline", "pyvmm.cli.ending", "pyvmm.control.server", *LATER}
 """What a guest that says nothing and is over at once has no use for."""
 
 
