@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
+from pyvmm.cli.orderly import end_in_order
 from pyvmm.cli.progress import log
 from pyvmm.errors import BackendError, KvmUnavailableError, UsageError
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     """Runs `pyvmm lesson argv`. Returns the exit status; raises PyvmmError."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal in another encoding than the lessons'
-    _end_in_order()
+    end_in_order()
     verbs = {"start": _start, "check": _check, "record": _record}
     if argv[:1] and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
@@ -46,19 +47,6 @@ def main(argv: list[str]) -> int:
     if arguments.number is None:
         return _list()
     return _teach(_lesson(arguments.number), arguments.replay)
-
-
-def _end_in_order() -> None:
-    """Let a signal that would end the process at once end it as Ctrl-C does: what a check has made goes with it."""
-    import signal
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # not on every platform
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, end)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from pyvmm.cli.orderly import end_in_order
 from pyvmm.cli.progress import log
 from pyvmm.errors import STATUS_USAGE, UsageError
 
@@ -233,6 +234,7 @@ def main(argv: list[str]) -> int:
         log.error(f"error: {named} (expected {', '.join(VERBS)})")
         log.error("usage: pyvmm trace VERB ... (pyvmm trace --help explains)")
         return STATUS_USAGE
+    end_in_order()
     return VERBS[argv[0]].main(argv[1:])
 
 

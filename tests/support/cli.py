@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,12 @@ from tests.support.plain import VARIABLE
 
 PYVMM = [sys.executable, "-m", "tests.support.plain" if VARIABLE in os.environ else "pyvmm"]
 ROOT = Path(__file__).parents[2]
+NOT_IGNORED = [
+    number
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if signal.getsignal(number) is not signal.SIG_IGN  # as under nohup: a child inherits it
+]
+"""Signals that end a command of ours."""
 LIMIT = 60
 """Seconds that any command may take."""
 

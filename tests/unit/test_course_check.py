@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from pyvmm.course.child import run_check, run_step
 from pyvmm.course.files import CourseError
 from pyvmm.course.lesson import Lesson, load_from
 from pyvmm.errors import PyvmmError, UsageError
-from tests.support.cli import environment, pyvmm, wait_for
+from tests.support.cli import NOT_IGNORED, environment, pyvmm, wait_for
 
 TOML = """number = 4
 title = "Ports"
@@ -264,7 +263,7 @@ def test_what_runs_ends_with_who_runs_it(made: Lesson, folder: Path, tmp_path: P
     wait_for(lambda: not Path(f"/proc/{pid.read_text()}").exists(), "the step to end")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", NOT_IGNORED)
 def test_a_check_that_a_signal_ends_leaves_nothing(number: int, tmp_path: Path) -> None:
     scratch, work = tmp_path / "scratch", tmp_path / "work"
     scratch.mkdir()

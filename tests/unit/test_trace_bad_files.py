@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from pyvmm.cli.main import main
 from pyvmm.errors import STATUS_NOT_LOADABLE, STATUS_USAGE, STATUS_VMM_ERROR
 from pyvmm.trace import spool
-from tests.support.cli import pyvmm
+from tests.support.cli import NOT_IGNORED, environment, pyvmm
 from tests.support.madetraces import HEADER, boot, write
 
 COMMANDS = (["summary"], ["view", "--print"], ["html"])
@@ -88,6 +91,29 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
     done = pyvmm("trace", "html", path, tmp_path / "no" / "where.html")
     assert done.returncode == STATUS_VMM_ERROR and b"cannot be written: No such file" in done.stderr
     assert [one.name for one in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+@pytest.mark.parametrize("number", NOT_IGNORED)
+@pytest.mark.parametrize("words", [["html"], ["convert"]], ids=" ".join)
+def test_a_signal_leaves_no_half_of_a_file(words, number, tmp_path):
+    """While the records are read, whose end does not come."""
+    path = write(tmp_path / "a.jsonl", boot(2))
+    program = (
+        "import sys, time, pyvmm.trace.reader as reader\n"
+        "def endless(trace, records=reader.Trace.records):\n"
+        "    yield from records(trace)\n"
+        "    print('reading', flush=True)\n"
+        "    time.sleep(60)\n"
+        "reader.Trace.records = endless\n"
+        "from pyvmm.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, "trace", *words, str(path), str(tmp_path / "out.json")]
+    running = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdout is not None and running.stdout.readline() == b"reading\n"
+    running.send_signal(number)
+    assert running.communicate(timeout=60) == (b"", b"") and running.returncode == 128 + number
+    assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
 def test_a_page_replaces_an_older_one_and_goes_down_a_pipe(tmp_path):
