@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -57,6 +58,7 @@ class DebuggedVcpu(ScriptedVcpu):
         self.debugregs = SimpleNamespace(dr6=0)
         self.pending = 0
         self.injected: list[int] = []
+        self.events: Any = None  # as they were set last
         self.broken: set[str] = set()
         self.vm = SimpleNamespace(check_extension=lambda number: KVM_GUESTDBG_BLOCKIRQ if number == 195 else 0)
 
@@ -84,7 +86,7 @@ class DebuggedVcpu(ScriptedVcpu):
         state = self.state
         names = (*SEGMENT_REGISTERS, "cr0", "cr3", "cr4", "efer")
         return SimpleNamespace(
-            **{name: getattr(state, name) for name in names},
+            **{name: copy.copy(getattr(state, name)) for name in names},
             gdt=SimpleNamespace(base=state.gdt_base, limit=state.gdt_limit),
             idt=SimpleNamespace(base=state.idt_base, limit=state.idt_limit),
             cr2=0,
@@ -93,22 +95,26 @@ class DebuggedVcpu(ScriptedVcpu):
         )
 
     def set_sregs(self, sregs: Any) -> None:
-        for name in ("cr0", "cr3", "cr4", "efer"):
-            setattr(self.state, name, getattr(sregs, name))
+        for name in (*SEGMENT_REGISTERS, "cr0", "cr3", "cr4", "efer"):
+            setattr(self.state, name, copy.copy(getattr(sregs, name)))
 
     def get_fpu(self) -> Any:
-        return self.fpu
+        if "fpu" in self.broken:
+            raise KvmError("KVM_GET_FPU", 22)
+        return copy.deepcopy(self.fpu)
 
     def set_fpu(self, fpu: Any) -> None:
         self.fpu = fpu
 
     def get_xsave(self) -> Any:
-        return self.xsave
+        return copy.deepcopy(self.xsave)
 
     def set_xsave(self, xsave: Any) -> None:
         self.xsave = xsave
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
+        if "msrs" in self.broken:
+            raise KvmError("KVM_GET_MSRS", 22)
         return {index: self.msrs[index] for index in indices}
 
     def set_msrs(self, values: dict[int, int]) -> None:
@@ -121,17 +127,18 @@ class DebuggedVcpu(ScriptedVcpu):
         self.mp_state = state
 
     def get_debugregs(self) -> Any:
-        return self.debugregs
+        return copy.copy(self.debugregs)
 
     def set_debugregs(self, registers: Any) -> None:
         self.debugregs = registers
 
     def get_vcpu_events(self) -> Any:
-        exception = SimpleNamespace(injected=0, pending=self.pending, nr=self.pending, has_error_code=0, error_code=0)
-        return SimpleNamespace(exception=exception, flags=0)
+        exception = SimpleNamespace(injected=0, pending=self.pending, nr=self.pending, has_error_code=1, error_code=5)
+        return SimpleNamespace(exception=exception, flags=0x0F)
 
     def set_vcpu_events(self, events: Any) -> None:
         self.injected.append(events.exception.nr)
+        self.events = events
 
     def kvmclock_ctrl(self) -> None:
         raise KvmError("KVM_KVMCLOCK_CTRL", 22)
@@ -159,14 +166,15 @@ class Machine:
         self.control = Control()
         self.quiet: list[bool] = []
         self.vcpus = [DebuggedVcpu(cpu(mode), index) for index in range(cpus)]
+        self.loops: list[DebuggedLoop] = []
         self.threads: list[threading.Thread] = []
 
     def start(self, loop: Callable[..., DebuggedLoop]) -> None:
         """Run the vCPUs; `loop` makes their loops."""
         ports, mmio = Bus("port", 1 << 16), Bus("MMIO", 1 << 52)
-        loops = [loop(vcpu, ports, mmio, self.control) for vcpu in self.vcpus]
+        self.loops = [loop(vcpu, ports, mmio, self.control) for vcpu in self.vcpus]
         self.control.steer(self.vcpus)
-        self.threads = [threading.Thread(target=one.run, daemon=True) for one in loops]
+        self.threads = [threading.Thread(target=one.run, daemon=True) for one in self.loops]
         for thread in self.threads:
             thread.start()
 

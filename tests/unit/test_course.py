@@ -97,6 +97,8 @@ def test_a_lesson_is_read(folder: Path) -> None:
         ('hints = ["Divide."]', "hints = [1]", ":18: hints is [1], expected a list of strings"),
         ("aims = [", 'varies = ["("]\naims = [', ":4: varies has '(', which is no regular expression"),
         ("aims = [", "aims = [[", ":"),
+        ("minutes = 30", "minutes = ?", ":3: "),
+        ('answer = ["0x3f8"]', "answer = []", ":12: answer is empty"),
     ],
 )
 def test_what_is_wrong_with_a_lesson_toml_is_named_with_its_line(folder: Path, old: str, new: str, error: str) -> None:

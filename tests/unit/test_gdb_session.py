@@ -10,6 +10,8 @@ import pytest
 
 from pyvmm.debug.gdb.description import Description, elf_bits
 from pyvmm.debug.gdb.monitor import Monitor
+from pyvmm.debug.gdb.points import LONGEST_WATCHED, MOST_WATCHED
+from pyvmm.errors import KvmError
 from pyvmm.kvm.constants import (
     KVM_GUESTDBG_BLOCKIRQ,
     KVM_GUESTDBG_ENABLE,
@@ -207,6 +209,47 @@ def test_tags_of_x87_registers_are_told_in_full(rig):
     assert read(rig, "st0") == 0x3FFF_8000_0000_0000_0000
 
 
+def test_sse_is_in_use_once_its_control_register_is_written(rig):
+    assert write(rig, "mxcsr", 0x1FA0) == "OK"
+    region = rig.vcpus[0].xsave.region
+    assert (region[6], region[128] & 2) == (0x1FA0, 2)  # SDM volume 1, 10.5.1 and 13.4.2
+
+
+def test_what_kvm_does_not_give_has_no_value(rig):
+    rig.vcpus[0].broken.add("msrs")
+    assert rig.ask(f"p{number(rig, 'kernel_gs_base'):x}") == "xx" * 8
+    assert rig.ask("g").count("x") == 16
+
+
+def test_memory_is_read_by_the_page_tables_that_were_just_chosen(rig):
+    rig.memory.write_u64(DATA, (DATA + 0x1000) | 3)  # PML4E, PDPTE and PDE: address 0 is DATA
+    rig.memory.write_u64(DATA + 0x1000, (DATA + 0x2000) | 3)
+    rig.memory.write_u64(DATA + 0x2000, CODE & ~0x1FFFFF | 0x83)
+    before = read(rig, "cr3")
+    assert rig.ask("m200000,1") == "E0e"
+    rig.memory.write_u64(DATA + 0x2000 + 8, 0x83)  # 2 MiB is 0 too
+    assert write(rig, "cr3", DATA) == "OK"
+    assert rig.ask(f"m{0x200000 + CODE:x},4") == "00010203"
+    registers = bytearray(bytes.fromhex(rig.ask("g")))
+    at_ = sum(register.bits // 8 for register in rig.session.description.registers[: number(rig, "cr3")])
+    registers[at_ : at_ + 8] = before.to_bytes(8, "little")
+    assert rig.ask("G" + registers.hex()) == "OK"
+    assert rig.ask(f"m{0x200000 + CODE:x},4") == "E0e"
+
+
+@pytest.mark.parametrize("packet", ["c{:x}", "C05;{:x}", "s{:x}", "S05;{:x}"])
+def test_the_guest_goes_on_where_it_is_told_to(rig, packet):
+    begun = []
+
+    def begin(vcpu):
+        begun.append(vcpu.state.rip)
+        return Debug(1, CODE + 16, 0x4000, 0x400) if packet[0] in "sS" else Debug(3, CODE + 16, 0, 0x400)
+
+    rig.ask(f"Z0,{CODE + 16:x},1")
+    rig.run(packet.format(CODE + 8), begin, at(CODE + 16, Debug(3, CODE + 16, 0, 0x400)))
+    assert begun == [CODE + 8]
+
+
 def test_a_processor_that_halts_runs_from_where_it_is_put(rig):
     rig.vcpus[0].mp_state = 3
     write(rig, "rip", CODE + 8)
@@ -242,6 +285,17 @@ def test_physical_addresses_are_a_matter_of_monitor(rig):
     assert "guest-physical" in words(text.decode() for text in said)
     assert said[-1] == b"OK"
     assert rig.ask(f"m{CODE:x},4") == "00010203"
+    assert rig.ask(f"M{TABLES:x},8:{(TABLES + 0x1000 | 3).to_bytes(8, 'little').hex()}") == "OK"
+    assert "linear" in monitor(rig, "physical off")
+    assert rig.ask(f"m{CODE:x},4") == "00010203" and "linear" in monitor(rig, "physical")
+
+
+def test_why_memory_cannot_be_written_is_said(rig):
+    assert "cannot access 0x200000: no RAM" in rig.ask(f"M{RAM:x},1:00")
+    assert "not present" in rig.ask("M8000000000,1:00")
+    rig.vcpus[0].get_sregs = lambda: (_ for _ in ()).throw(KvmError("KVM_GET_SREGS", 22))
+    rig.target.forget()
+    assert "registers cannot be read" in rig.ask(f"M{CODE:x},1:00")
 
 
 # --- Stops on a host that can do everything --------------------------------------------------------------------------
@@ -278,10 +332,14 @@ def test_what_the_guest_writes_over_a_planted_byte_stays(rig):
 
 def test_an_int3_of_the_guests_own_reaches_the_guest(rig):
     rig.ask(f"Z0,{CODE + 4:x},1")
-    own = at(CODE + 8, Debug(3, CODE + 8, 0, 0x400))
+    own = at(CODE + 8, Debug(3, CODE + 8, 0x4000, 0x400))
     hit = at(CODE + 4, Debug(3, CODE + 4, 0, 0x400))
     assert rig.run("vCont;c", own, hit) == ["T05thread:1;swbreak:;"]
-    assert rig.vcpus[0].injected == [3]
+    assert rig.vcpus[0].injected == [3] and rig.vcpus[0].debugregs.dr6 == 0
+    events = rig.vcpus[0].events
+    assert vars(events.exception) == {"injected": 1, "pending": 0, "nr": 3, "has_error_code": 0, "error_code": 0}
+    assert events.flags == 0
+    assert [exit.exception for exit in rig.loops[0].history if isinstance(exit, Debug)] == [3, 3]
 
 
 def test_a_debug_exception_of_the_guests_own_reaches_the_guest(rig):
@@ -336,6 +394,12 @@ def test_steps_within_a_range_are_told_once(rig):
     assert rig.vcpus[0].state.rip == CODE + 0x20
 
 
+def test_the_second_access_out_of_a_range_is_a_stop(rig):
+    script = [at(CODE + 2, Pio(0x80, 1, 1, False)), at(CODE + 0x30, Pio(0x80, 1, 1, False))]
+    assert rig.run(f"vCont;r{CODE:x},{CODE + 8:x}:1", *script) == ["T05thread:1;"]
+    assert rig.vcpus[0].state.rip == CODE + 0x30
+
+
 def test_between_two_steps_an_access_is_completed_and_nothing_beyond_it_done(rig):
     vcpu, run, completed = rig.vcpus[0], rig.vcpus[0].run, []
 
@@ -373,6 +437,10 @@ def test_a_kvm_that_raises_an_exception_as_well_has_it_taken_back(limited):
     vcpu.pending = 6
     limited.ask(f"Z0,{CODE + 4:x},1")
     assert limited.run("vCont;c", refused(CODE + 4)) == ["T05thread:1;swbreak:;"]
+    assert vcpu.injected == [0] and vcpu.events.flags == 0
+    assert (vcpu.events.exception.injected, vcpu.events.exception.pending) == (0, 0)
+    vcpu.pending = 13  # another one is the guest's
+    limited.run("vCont;c", refused(CODE + 4))
     assert vcpu.injected == [0]
 
 
@@ -397,6 +465,16 @@ def test_a_watchpoint_is_found_by_stepping_and_comparing(limited):
     assert "single steps" in words(said)
     assert limited.run("vCont;s:1", stepped(CODE + 9)) == ["T05thread:1;"]
     assert limited.ask(f"z2,{DATA:x},4") == "OK"
+
+
+def test_what_comparing_cannot_watch_is_refused_in_a_sentence(limited):
+    assert "nothing is mapped" in limited.ask("Z2,8000000000,4")
+    assert f"at most {MOST_WATCHED} watchpoints of {LONGEST_WATCHED} bytes" in limited.ask(
+        f"Z2,{DATA:x},{LONGEST_WATCHED + 1:x}"
+    )
+    for index in range(MOST_WATCHED):
+        assert limited.ask(f"Z2,{DATA + 8 * index:x},4") == "OK"
+    assert "at most" in limited.ask(f"Z2,{DATA + 8 * MOST_WATCHED:x},4")
 
 
 def test_a_watchpoint_for_reads_is_refused(limited):
@@ -440,6 +518,15 @@ def test_processors_are_threads(pair):
     assert pair.ask("Hg2") == "OK"
     assert read(pair, "rax") == 0x99
     assert pair.ask("qC") == "QC2"
+
+
+def test_a_breakpoint_may_be_where_only_the_other_processor_has_memory(pair):
+    pair.memory.write_u64(DATA, 0)
+    pair.vcpus[0].state.cr3 = DATA
+    pair.target.forget()
+    assert pair.ask(f"m{CODE:x},1") == "E0e"
+    assert pair.ask(f"Z0,{CODE + 4:x},1") == "OK"
+    assert len(pair.target.points.planted) == 1
 
 
 def test_one_steps_and_the_other_stands(pair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
@@ -99,6 +100,7 @@ def test_the_header_says_what_ran_and_the_end_how_it_ended(run):
     }
     assert run.header.items() >= {"kind": "trace", "t": 0, **expected}.items()
     assert {one["name"]: one["model"] for one in run.header["devices"]}["serial"] == "serial"
+    assert abs(datetime.fromisoformat(run.header["began"]).timestamp() - time.time()) < 300
     assert run.of("phase") == [{"name": "loaded"}, {"name": "ready"}]
     assert run.of("end") == [{"reason": "power-off", "status": 3}]
     counted = [(one["vcpu"], one["counters"]["exits"]) for one in run.of("statistics")]
@@ -145,10 +147,13 @@ def test_devices_come_and_go(run):
 def test_what_a_guest_writes_first_and_linux_s_word_on_init_are_phases(run):
     run.tracer.output(b"Lin")
     run.begin()
-    for data in (b"ux\nRun /init a", b"s init proces", b"s\nand more", b"Run x as init process", b""):
+    for data in (b"ux\nRun /init a", b"s init proces"):
+        run.tracer.output(data)
+    run.tracer.phase("not yet")
+    for data in (b"s\nand more", b"Run x as init process", b""):
         run.tracer.output(data)
     run.end()
-    assert run.of("phase") == [{"name": "first output"}, {"name": "init"}]
+    assert run.of("phase") == [{"name": "first output"}, {"name": "not yet"}, {"name": "init"}]
 
 
 def test_interrupts_are_recorded_and_delivered(run):
