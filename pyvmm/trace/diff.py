@@ -47,11 +47,11 @@ def compare(first: str, second: str, *, device: str = "") -> Difference:
     """
     found = Difference()
     paths = first, second
-    counts = [_counts(path, device) for path in paths]
+    vcpus: set[int] = set()
+    counts = [_counts(path, device, vcpus) for path in paths]
     if device and not any(counts):
         raise UsageError(f"neither {first} nor {second} has an access of a device {device!r}")
-    vcpus = sorted({number(record, "vcpu") for path in paths for record in _accesses(path, device)})
-    for vcpu in vcpus:
+    for vcpu in sorted(vcpus):
         lines = _parting(*(_accesses(path, device, vcpu) for path in paths))
         if lines:
             found.different = True
@@ -69,19 +69,23 @@ def compare(first: str, second: str, *, device: str = "") -> Difference:
     return found
 
 
-def _accesses(path: str, device: str, vcpu: int | None = None) -> Iterator[Record]:
+def _exits(path: str, device: str) -> Iterator[Record]:
     for record in read(path).records():
-        if record["kind"] != "exit" or "at" not in record or vcpu not in (None, number(record, "vcpu")):
-            continue
-        if not device or record.get("device") == device:
+        if record["kind"] == "exit" and (not device or record.get("device") == device):
             yield record
 
 
-def _counts(path: str, device: str) -> Counter[str]:
+def _accesses(path: str, device: str, vcpu: int) -> Iterator[Record]:
+    return (record for record in _exits(path, device) if "at" in record and number(record, "vcpu") == vcpu)
+
+
+def _counts(path: str, device: str, vcpus: set[int]) -> Counter[str]:
+    """How often each exit was made; `vcpus` gets those that made an access."""
     counts: Counter[str] = Counter()
-    for record in read(path).records():
-        if record["kind"] == "exit" and (not device or record.get("device") == device):
-            counts[label(record)] += 1
+    for record in _exits(path, device):
+        counts[label(record)] += 1
+        if "at" in record:
+            vcpus.add(number(record, "vcpu"))
     return counts
 
 
