@@ -56,10 +56,7 @@ class Cost(Tally):
 
     def add(self, run: int, handle: int, by_c: bool) -> None:
         """One more."""
-        self.count += 1
-        self.by_c += by_c
-        self.run += run
-        self.handle += handle
+        super().add(run, handle, by_c)
         self.latency.add(handle)
 
 
