@@ -155,6 +155,7 @@ def test_a_blocked_reader_does_not_outlive_the_time_limit(guest):
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        pipesize=4096,  # is full long before the limit, however slow the host
         env=environment(),
     )
     assert process.stderr is not None and process.stdout is not None
