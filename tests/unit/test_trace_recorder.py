@@ -12,6 +12,8 @@ from pyvmm import layout
 from pyvmm.config import VmConfig
 from pyvmm.devices.debugcon import DebugCon
 from pyvmm.errors import BackendError
+from pyvmm.kvm.native import ffi, lib
+from pyvmm.kvm.tracing import Tracing
 from pyvmm.machine import Machine
 from pyvmm.trace import spool
 from pyvmm.trace.reader import read
@@ -265,6 +267,31 @@ def test_a_full_trace_is_told_of_and_the_run_goes_on(tmp_path):
     assert said.startswith(f"--trace {run.path}: the trace has the 0 MiB that it may have; the run goes on")
     run.end()
     assert len(run.of("end")) == 1
+
+
+def test_a_vcpu_goes_on_in_another_piece_before_an_exit_would_not_fit():
+    first, second = bytearray(VCPU_CHUNK), bytearray(VCPU_CHUNK)
+    pieces = [first, second]
+    context = ffi.new("struct pyvmm_vcpu *")
+    tracing = Tracing(context, lambda: pieces.pop(0) if pieces else None)
+    room = VCPU_CHUNK // spool.SIZE - 1
+    assert (context.trace_room, context.traced) == (room, 0)
+    context.traced = room - lib.PYVMM_TRACE_ROOM  # the largest one fits yet
+    tracing.go_on()
+    assert context.traced == room - lib.PYVMM_TRACE_ROOM and pieces == [second]
+    with pytest.raises(BufferError):
+        first.append(0)
+    context.traced += 1
+    tracing.go_on()
+    assert (context.trace_room, context.traced) == (room, 0) and pieces == []
+    assert context.trace == ffi.cast("struct pyvmm_chunk *", ffi.from_buffer(second))
+    first.append(0)  # nobody has it any more
+    context.traced = room - lib.PYVMM_TRACE_ROOM + 1
+    tracing.go_on()
+    assert context.trace_room == 0 and context.trace != ffi.NULL  # it counts there what is lost
+    tracing.close()
+    assert context.trace == ffi.NULL and context.open == ffi.NULL
+    second.append(0)
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------
