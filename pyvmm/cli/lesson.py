@@ -6,7 +6,6 @@ Imports course. docs/course/index.md is the course's own page.
 from __future__ import annotations
 
 import os
-import sys
 
 from pyvmm.cli.orderly import end_in_order
 from pyvmm.cli.progress import log
@@ -34,8 +33,6 @@ status of check: 0 all right, 1 not yet, 2 wrong usage; 126 where KVM is needed 
 
 def main(argv: list[str]) -> int:
     """Runs `pyvmm lesson argv`. Returns the exit status; raises PyvmmError."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal in another encoding than the lessons'
     end_in_order()
     verbs = {"start": _start, "check": _check, "record": _record}
     if argv[:1] and argv[0] in verbs:

@@ -95,6 +95,8 @@ def _dispatch(argv: list[str]) -> int:
     if verb not in VERBS:
         log.error(f"error: unknown verb {verb!r} (expected {', '.join(VERBS)})")
         return STATUS_USAGE
+    if verb != "run":  # whose standard output is the guest's
+        _write_any_text()
     return _load(verb).main(rest)
 
 
@@ -135,6 +137,14 @@ def _open_standard_descriptors() -> None:
         except OSError:
             # Read-only for all three: writing to a closed output stays an error (EBADF).
             os.open("/dev/null", os.O_RDONLY)
+
+
+def _write_any_text() -> None:
+    """Have text that the terminal's encoding lacks shown as `?`, and names of files that are no text as they are."""
+    stream = sys.stdout
+    if hasattr(stream, "reconfigure"):
+        unicode = stream.encoding.lower().replace("-", "") == "utf8"
+        stream.reconfigure(errors="surrogateescape" if unicode else "replace")
 
 
 def _flush() -> None:

@@ -218,7 +218,10 @@ class Run:
         assert self.shell is not None and self.shell is not False
         if self._control is None:
             self._listen(vm)
-        prompt = vm.prompt("entry" if self.shell is True else self.shell, self.signals.interrupts)
+        try:
+            prompt = vm.prompt("entry" if self.shell is True else self.shell, self.signals.interrupts)
+        except UsageError as error:
+            raise UsageError(f"--shell: {error}") from None
         self._until_open()
         self._prompt = prompt
         prompt.serve()

@@ -19,6 +19,7 @@ from pyvmm.cli.main import VERBS
 from pyvmm.cli.options import parse
 from pyvmm.cli.runoptions import RUN
 from tests.support.cli import LIMIT, environment, pyvmm
+from tests.support.madetraces import boot, write
 
 
 def lines(stderr: bytes) -> list[str]:
@@ -209,6 +210,15 @@ def test_output_into_a_closed_pipe_is_no_traceback():
         env=environment(),
     )
     assert done.stderr == b"" and done.returncode in (0, 141)  # `true` may be slow to close it
+
+
+def test_a_terminal_without_unicode_gets_a_question_mark_and_any_name_of_a_file_comes_out_as_it_is(tmp_path):
+    trace = write(tmp_path / "a.jsonl", boot(30))
+    done = pyvmm("trace", "summary", trace, env=environment(PYTHONIOENCODING="ascii"))
+    assert done.returncode == 0 and b" ?s " in done.stdout and done.stderr == b""
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    done = pyvmm("lesson", "start", "1", os.fsdecode(folder), env=environment(PYTHONUTF8="1"))
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.startswith(folder + b"/")
 
 
 def test_output_onto_a_full_disk_is_one_line():
