@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.support.linux import Boot, image
+from tests.support.linux import MEMORY, Boot, image
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def traced_boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleName
     folder: Path = tmp_path_factory.mktemp("traced")
     disk, trace = folder / "disk", folder / "boot.jsonl"
     disk.write_bytes(bytes(8 << 20))
-    devices = ("--mem", "128M", "--disk", disk, "--rng", "--transport", "pci", "--trace", trace)
+    devices = ("--mem", f"{MEMORY}M", "--disk", disk, "--rng", "--transport", "pci", "--trace", trace)
     boot = Boot(image("kernel"), "--initrd", image("initrd"), *devices)
     assert boot.status == 0, boot.errors
     yield SimpleNamespace(boot=boot, path=trace)

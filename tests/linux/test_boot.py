@@ -1,4 +1,4 @@
-"""The tiny Linux from `pyvmm run` to power-off, by every way into it: five boots in a row, four of them two at a time.
+"""The tiny Linux from `pyvmm run` to power-off, by every way into it: the traced boot, and four more two at a time.
 
 They load both cores of a small machine for half a minute, so they run alone, after the other tests.
 """
@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from tests.support.linux import LIMIT, Boot, boots, image
+from tests.support.linux import LIMIT, MEMORY, Boot, boots, image
 
 pytestmark = [
     pytest.mark.needs("kvm", "tiny-image"),
     pytest.mark.serial,
     pytest.mark.timeout(4 * LIMIT),
 ]
-
-MEMORY = 512
-"""MiB: of 128 the kernel itself keeps more than a twentieth."""
 
 Variant = tuple[tuple[object, ...], str]
 
@@ -40,9 +38,10 @@ NAMES = ("vmlinux", "bzimage", "payload without acpi", "pvh", "2 cpus without ac
 
 
 @pytest.fixture(scope="module")
-def booted() -> Iterator[dict[str, Boot]]:
+def booted(traced_boot: SimpleNamespace) -> Iterator[dict[str, Boot]]:
+    """By name. The first is the one that others look at too, with a disk and random numbers on PCI."""
     found = {name: variant for name, (variant, _) in variants().items()}
-    done = {NAMES[0]: boots(found[NAMES[0]])[0]}
+    done = {NAMES[0]: traced_boot.boot}
     for pair in (NAMES[1:3], NAMES[3:5]):
         done.update(zip(pair, boots(*(found[name] for name in pair)), strict=True))
     yield done
@@ -56,7 +55,6 @@ def test_it_greets_with_all_it_was_given_and_powers_off(booted, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_kernel_complains_of_nothing(booted, name):
-    """Except of what a machine without PCI does not have."""
     bad = re.compile(r"warning|\berror|bug:|fail|invalid|unable|cannot|could not", re.IGNORECASE)
     assert [line for line in booted[name].console.splitlines() if bad.search(line)] == []
     assert booted[name].errors == ""

@@ -20,6 +20,8 @@ from tests.support.session import Session
 
 LIMIT = 240
 """Seconds that anything in a Linux guest may take."""
+MEMORY = 512
+"""MiB of a guest that is to say how much it has: of 128 the kernel itself keeps more than a twentieth."""
 GREETING = re.compile(r"^pyvmm: greeting=(\S+) kernel=(\S+) memory=(\d+)kB cpus=(\d+)\r$", re.MULTILINE)
 PROMPT = b"tiny> "
 PREPARE = "stty columns 999; PS1='tiny''> '"
