@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import LoadError, UsageError
+from pyvmm.machine import Machine
 from pyvmm.trace import spool
 from pyvmm.trace.convert import convert
+from pyvmm.trace.decode import Decoder, describe
 from pyvmm.trace.reader import read
 from pyvmm.trace.recording import EVENTS_CHUNK, Recording
 from pyvmm.trace.writer import write_events
@@ -106,6 +108,32 @@ def test_each_record_is_one_event_and_more_that_go_with_it():
         named("thread_name", 1002, "VM"),
         of(phase, "init", 1002, s="g"),
     ]
+
+
+def test_devices_are_described_alike_before_and_after_a_guest_uses_them():
+    machine = Machine([(0, 1 << 20)], lambda *_: None, lambda _: None, lambda _: None)
+    before = describe(machine)
+    for base, _, _ in list(machine.ports.placed()):
+        machine.ports.read(base, 1)
+    assert describe(machine) == before
+    machine.ports.write(0x3FB, 1, 0x83)  # DLAB
+    machine.ports.write(0x70, 1, 0x0B)
+    after = describe(machine)
+    assert [one["bank"] for one in after if "bank" in one] == [0x0B, 1]
+    assert [{**one, "bank": 0} for one in after] == [{**one, "bank": 0} for one in before]
+    found = {(one["base"], one["length"]): (one["name"], one["model"], one.get("offset")) for one in before}
+    expected = {
+        (0x60, 1): ("i8042", "i8042", 0),
+        (0x64, 1): ("i8042", "i8042", 4),
+        (0x70, 2): ("rtc", "rtc", None),
+        (0x402, 1): ("firmware-debugcon", "debugcon", None),
+        (0x600, 14): ("acpi-pm", "acpipm", None),
+    }
+    assert found.items() >= expected.items()
+    decoder = Decoder(after)  # as the header of a restored VM's trace has them
+    assert decoder.decode("pio", 0x3F8, 1, True, 1).name == "DLL"
+    assert decoder.decode("pio", 0x71, 1, False, 2).name == "B"
+    assert decoder.decode("pio", 0x64, 1, False, 0x1C).name == "STATUS"
 
 
 def test_the_sample_is_what_the_sample_s_bytes_say(recorded):
