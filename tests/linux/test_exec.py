@@ -85,10 +85,11 @@ def test_the_agent_powers_it_off(vm):
     assert vm.wait(LIMIT).reason == "power-off"
 
 
-def test_a_command_of_pyvmm_run_has_this_processs_streams_and_status(tmp_path):
-    """8 MiB among them, unchanged."""
+@pytest.mark.parametrize("mib", [1, pytest.param(8, marks=pytest.mark.soak)])
+def test_a_command_of_pyvmm_run_has_this_processs_streams_and_status(tmp_path, mib):
+    """`mib` MiB among them, unchanged."""
     line = "read -r word; cat; uname -r; sha256sum <<end\n$word\nend\necho err >&2; exit 7"
-    data = random.Random(8).randbytes(8 << 20)
+    data = random.Random(8).randbytes(mib << 20)
     (tmp_path / "given").write_bytes(b"data\n" + data)
     with (tmp_path / "given").open() as file:
         done = pyvmm("run", "--timeout", LIMIT, "--", "sh", "-c", line, stdin=file, timeout=LIMIT + 30)
