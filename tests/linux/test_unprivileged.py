@@ -11,7 +11,7 @@ from tests.support.rootfs import Guest, build
 
 pytestmark = [
     pytest.mark.needs("kvm", "tiny-image", "mke2fs", "busybox", "passt", "unprivileged"),
-    pytest.mark.timeout(2 * LIMIT),
+    pytest.mark.timeout(4 * LIMIT),
 ]
 
 SCRIPT = """
