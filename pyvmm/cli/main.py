@@ -6,6 +6,7 @@ May import the verbs, each only when it is asked for, and what all of them share
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import sys
@@ -154,6 +155,8 @@ def _flush() -> None:
 
 def _about(error: OSError) -> str:
     """What failed, with the file or the stream that it was."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{error.strerror}; a process may have as many as `ulimit -n` says"
     if error.filename is None:
         try:
             _flush()

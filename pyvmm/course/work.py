@@ -26,6 +26,7 @@ def start(lesson: Lesson, folder: str) -> list[str]:
     """Lay out a work folder; the names of its files. Raises UsageError where there is something already."""
     files = _files(lesson)
     made: list[str] = []
+    new = not os.path.exists(folder)
     try:
         os.makedirs(folder, exist_ok=True)
         if os.listdir(folder):
@@ -41,6 +42,9 @@ def start(lesson: Lesson, folder: str) -> list[str]:
     except OSError as error:
         for path in made:
             os.unlink(path)
+        for path, _, _ in os.walk(folder, topdown=False):
+            if path != folder or new:
+                os.rmdir(path)
         raise BackendError(f"{folder}: {error.strerror}") from None
     return list(files)
 

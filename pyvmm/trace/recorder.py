@@ -205,12 +205,13 @@ class Tracer:
         for _, counters in self._statistics:
             counters.close()
         try:
-            if not self._header:
+            if not self._header or self._recording.empty:
                 self._recording.remove()  # it came to nothing
             elif form_of(self.path) != SPOOL:
                 self._convert()
         except (PyvmmError, OSError) as error:
-            self._say(f"--trace {error}; it is left in the form in which it was recorded (pyvmm trace convert)")
+            why = str(error) if isinstance(error, PyvmmError) else f"{self.path}: {error.strerror}"
+            self._say(f"--trace {why}; it is left in the form in which it was recorded (pyvmm trace convert)")
         finally:
             self._recording.close()
 

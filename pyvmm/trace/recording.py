@@ -150,6 +150,11 @@ class Recording:
             self._events = None
 
     @property
+    def empty(self) -> bool:
+        """Whether there was no room for anything at all."""
+        return not self._length
+
+    @property
     def own_path(self) -> str:
         """Where the file can be read, whatever has taken its name meanwhile; until `close()`."""
         return f"/proc/self/fd/{self._fd}"

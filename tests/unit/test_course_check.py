@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import json
 import os
 import shutil
@@ -17,7 +19,7 @@ from pyvmm.course.checking import OPEN, RIGHT, UNCHECKED, WRONG, Result, check
 from pyvmm.course.child import run_check, run_step
 from pyvmm.course.files import CourseError
 from pyvmm.course.lesson import Lesson, load_from
-from pyvmm.errors import PyvmmError, UsageError
+from pyvmm.errors import BackendError, PyvmmError, UsageError
 from tests.support.cli import NOT_IGNORED, environment, pyvmm, wait_for
 
 TOML = """number = 4
@@ -117,6 +119,29 @@ def test_nothing_is_overwritten(made: Lesson, folder: Path, tmp_path: Path) -> N
             work.start(made, str(tmp_path / path))
     (tmp_path / "empty").mkdir()
     work.start(made, str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_work_folder_that_cannot_be_filled_is_not_begun(
+    there: bool, made: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"README.md": "text", "guests/one/one.S": "text", "nowhere\0": "text"}
+    monkeypatch.setattr(work, "_files", lambda lesson: given)
+    opened = builtins.open
+
+    def full(path: str, mode: str, encoding: str) -> object:
+        if "\0" in path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, mode, encoding=encoding)
+
+    monkeypatch.setattr(builtins, "open", full)
+    new = tmp_path / "new"
+    if there:
+        new.mkdir()
+    with pytest.raises(BackendError, match="new: No space left on device"):
+        work.start(made, str(new))
+    monkeypatch.undo()
+    assert new.exists() == there and (not there or not list(new.iterdir()))
 
 
 @pytest.mark.parametrize(

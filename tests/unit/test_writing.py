@@ -11,6 +11,7 @@ import pytest
 from pyvmm.cli.ending import ReportFile
 from pyvmm.errors import BackendError, UsageError
 from pyvmm.trace.convert import whole
+from pyvmm.trace.recorder import Tracer
 from pyvmm.trace.recording import Recording
 from pyvmm.writing import place
 
@@ -94,6 +95,15 @@ def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path):
     with pytest.raises(UsageError, match="--report: cannot write .*file: Permission denied"):
         ReportFile(str(path))
     assert path.read_text() == "kept" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_trace_for_which_there_was_no_room_at_all_leaves_no_file(tmp_path):
+    told: list[str] = []
+    tracer = Tracer(str(tmp_path / "a.jsonl"), told.append, limit=1)
+    tracer._header = True
+    tracer.record("phase", name="loaded")
+    tracer.close()
+    assert os.listdir(tmp_path) == [] and len(told) == 1 and "a.jsonl: the trace has the 0 MiB" in told[0]
 
 
 def test_a_recording_that_cannot_have_its_name_leaves_nothing(tmp_path, monkeypatch):
