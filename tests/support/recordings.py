@@ -137,12 +137,17 @@ def acpi_pm() -> Recorded:
 def i8042() -> Recorded:
     recorded = Recorded("i8042", {"irq": True}, {"irq": nothing, "reset": nothing})
     device, lot = recorded.devices["i8042"], random.Random(9)
-    for command in (*range(0x20, 0x80), *range(0xA0, 0x100), 0xFE, 0xFF):
+    for command in (*range(0x100), 0xFE, 0xFF):
         device.read(4, 1)
         device.write(4, 1, command)
         device.read(4, 1)
         device.write(0, 1, lot.choice((0x45, 0xDD, 0xDF, 0, 0xFF, 0x47)))
         for _ in range(2):
+            device.read(4, 1)
+            device.read(0, 1)
+    for command in (0xA7, 0xA8, 0xAD, 0xAE, 0xAA):
+        for register in (command, 0x20):  # and what has become of the command byte
+            device.write(4, 1, register)
             device.read(4, 1)
             device.read(0, 1)
     for _ in range(600):
@@ -154,6 +159,9 @@ def i8042() -> Recorded:
                 offset, 1, lot.choice((0xAA, 0x20, 0x60, 0xD0, 0xD1, 0xD2, 0xD4, 0xF0, 0xFE, 0xAD, 0xAE, 0x21))
             )
     recorded.host("reset_controller")
+    for register in (0x20, 0xD0):
+        device.write(4, 1, register)
+        device.read(0, 1)
     mixed(recorded, "i8042", 5, 200, 10)
     return recorded
 
@@ -536,6 +544,12 @@ def share() -> Recorded:
         for offset in range(8):
             driver.config(offset, 1 if offset % 2 else 2)
         driver.acknowledge()
+    device = driver.recorded.devices["mmio"]
+    for offset in (*range(0, 0x70, 4), *range(0x74, 0x108, 4)):  # of any width, also where nothing can be written
+        for size in (1, 2, 4):
+            device.read(offset, size)
+            device.read(offset + 3, 1)
+            device.write(offset, size, 0)
     driver.end()
     return driver.recorded
 

@@ -109,6 +109,8 @@ def test_counts_go_by_how_much_they_differ(compared):
     found = compared([access(1), *halts], [access(1), *reads])
     at = found.parts.index("counts that differ:")
     assert [line.split() for line in found.parts[at + 1 :]] == [["HLT", "5", "0"], ["IO", "0x61", "read", "0", "3"]]
+    found = compared([access(1), *halts], [access(1)])
+    assert found.different and [line.split() for line in found.parts[1:]] == [["HLT", "5", "0"]]
     ports = [access(1, at=port, register=None) for port in range(MOST_COUNTS + 3)]
     found = compared(ports, [])
     assert found.parts[-1] == "  and 3 more" and sum(line.split()[-1] == "0" for line in found.parts) == MOST_COUNTS
@@ -120,6 +122,7 @@ def test_an_access_is_one_line():
         "MMIO 0xd0000000 read"
     )
     assert show(access(2)) == "       3.000 ms  writes pio 0x3f8 size 1         serial THR 0x42"
+    assert show(access(2, count=2)) == "       3.000 ms  writes pio 0x3f8 size 1 x2      serial THR 0x42"
     string = access(2, count=4, words="", data="41424344", write=False)
     assert show(string) == "       3.000 ms  reads pio 0x3f8 size 1 x4      serial 41424344"
     assert diff.key(access(2)) == ("pio", 0x3F8, 1, 1, True, "42")
