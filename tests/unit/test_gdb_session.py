@@ -261,6 +261,8 @@ def test_a_processor_that_halts_runs_from_where_it_is_put(rig):
 
 def test_memory_is_read_and_written_by_linear_address(rig):
     assert rig.ask(f"m{CODE:x},4") == "00010203"
+    assert rig.ask(f"m{CODE:x},10") == bytes(range(16)).hex()
+    assert rig.ask(f"M{DATA:x},10:{'ab' * 16}") == "OK"
     assert rig.ask(f"M{DATA:x},2:beef") == "OK"
     assert rig.ask(f"X{DATA + 2:x},3:".encode() + b"}#\x00") == "OK"
     assert rig.memory.read(DATA, 5) == b"\xbe\xef}#\x00"
