@@ -21,6 +21,7 @@ if [ "${AS_NOBODY_INSIDE:-}" = "" ]; then
     home=$(mktemp -d /tmp/pyvmm-nobody.XXXXXX)
     mkdir "$home/stage"
     trap 'rm -rf "$home"' EXIT
+    trap 'exit 143' TERM
     AS_NOBODY_INSIDE=$home unshare --mount --propagation private "$0" "$@"
     exit
 fi

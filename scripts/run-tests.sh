@@ -32,14 +32,16 @@ if [ "$(id -u)" = 0 ]; then
     main="$main and not unprivileged"
     alone="$alone and not unprivileged"
     said=$(mktemp)
-    trap 'rm -f "$said"' EXIT
+    # In a session of its own, so that all of it can be ended with this one.
+    setsid scripts/as-nobody.sh "$python" -m pytest -q -o "$(having '"unprivileged"')" -m unprivileged "$@" >"$said" 2>&1 &
+    beside=$!
+    trap 'kill -s TERM -- "-$beside" 2>/dev/null && wait "$beside"; rm -f "$said"' EXIT
     trap 'exit 130' INT TERM
-    scripts/as-nobody.sh "$python" -m pytest -q -o "$(having '"unprivileged"')" -m unprivileged "$@" >"$said" 2>&1 &
 fi
 run "tests, on two cores" "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "$main" "$@"
 if [ "$(id -u)" = 0 ]; then
     echo "==> tests as an unprivileged user, beside them"
-    wait $!
+    wait "$beside"
     result=$?
     cat "$said"
     note $result
