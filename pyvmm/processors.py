@@ -90,20 +90,26 @@ class Processors:
             raise UsageError(f"{str(count)[:40]!r} instructions to step (expected a number from 0 on)")
         if not 0 <= vcpu < len(self.loops):
             raise UsageError(f"there is no vCPU {vcpu} to step (there are {len(self.loops)})")
+        from pyvmm.kvm.registerview import Registers
         from pyvmm.stepping import Steps
 
         loop, which = self.loops[vcpu], self._vcpus[vcpu]
         steps = Steps(loop, self._control, count, lambda: self._no_step(which))
+        found: list[Registers] = []
+
+        def errand() -> None:
+            steps()
+            found.append(Registers(which))  # now: the VM may be resumed before the caller's thread comes to it
 
         def cancel() -> None:
             steps.cancelled = True
 
-        finished = self._control.perform(loop.vcpu, steps, cancel, timeout)
+        finished = self._control.perform(loop.vcpu, errand, cancel, timeout)
         if steps.error is not None:
             raise steps.error
         if not finished:
             raise TimeLimitError(f"vCPU {vcpu} did not execute {count} instructions within {timeout:g} s")
-        return which.registers
+        return found[0] if found else which.registers
 
     def shell(self) -> None:
         """Open a Python prompt on the calling thread, the VM standing still; return when its user has left it.

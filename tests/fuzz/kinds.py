@@ -125,10 +125,15 @@ def templates(module):
     """Each QueueError that the source of `module` raises: its text with {} for what differs, and a pattern for it."""
     found = []
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "QueueError":
-            [text] = node.args
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            if isinstance(node.exc.func, ast.Name) and node.exc.func.id == "QueueError":
+                [text], texts = node.exc.args, []
+            elif isinstance(node.exc.func, ast.Attribute) and node.exc.func.attr == "_wrong":  # Virtqueue's
+                [_, text], texts = node.exc.args, ["queue ", None, ": "]
+            else:
+                continue
             parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-            texts = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+            texts += [part.value if isinstance(part, ast.Constant) else None for part in parts]
             pattern = "".join(".+" if part is None else re.escape(part) for part in texts)
             found.append(("".join("{}" if part is None else part for part in texts), re.compile(pattern)))
     return found

@@ -191,13 +191,26 @@ def test_steps_that_take_too_long_are_stopped(make):
         assert vm.registers.rip == 0x7C00
 
 
-def test_resuming_waits_for_the_steps(make):
-    with make(guests.SPIN, paused=True) as vm:
-        steps = threading.Thread(target=vm.step, args=(200,))
+def test_resuming_waits_for_the_steps(make, monkeypatch):
+    begun, found = threading.Event(), []
+    with make(bytes.fromhex("31c0 40 ebfd"), paused=True) as vm:  # xor ax, ax; 1: inc ax; jmp 1b
+        kind = type(vm._control)
+        perform = kind.perform
+
+        def watched(control, vcpu, errand, *others):
+            def noticed():
+                begun.set()
+                errand()
+
+            return perform(control, vcpu, noticed, *others)
+
+        monkeypatch.setattr(kind, "perform", watched)
+        steps = threading.Thread(target=lambda: found.append(vm.step(401).rax))
         steps.start()
+        assert begun.wait(LIMIT)
         vm.resume()
         steps.join(LIMIT)
-        assert not steps.is_alive() and vm.state == "running"
+        assert found == [200] and vm.state == "running"
         vm.pause()
 
 

@@ -245,7 +245,7 @@ def test_zeros_mean_a_good_driver():
 
 def test_each_error_that_the_sources_raise_is_known():
     source = Path(queue.__file__).read_text()
-    assert len(templates(queue)) == source.count("raise QueueError(") > 10
+    assert len(templates(queue)) == source.count("raise self._wrong(") > 10
     text = "queue 3: head 4 is made available in a table of 4"
     assert [shape for shape, pattern in templates(queue) if pattern.fullmatch(text)] == [
         "queue {}: head {} is made available in a table of {}"
